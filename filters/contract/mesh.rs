@@ -1,0 +1,274 @@
+//! Mesh roles: attempt scope, once per try. Typed, so that a service without a balancer cannot be built.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use http::HeaderMap;
+
+use super::clock::Moment;
+use super::fault::{Fault, Proof, Reason};
+
+/// Where an endpoint listens.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Address {
+    /// TCP.
+    Tcp(SocketAddr),
+    /// Unix stream socket, `unix:///path` in the config.
+    Unix(PathBuf),
+}
+
+impl std::fmt::Display for Address {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tcp(a) => a.fmt(f),
+            Self::Unix(p) => write!(f, "unix://{}", p.display()),
+        }
+    }
+}
+
+/// One instance of a service, with everything learned about it. Survives reloads and discovery updates that keep it.
+pub struct Endpoint {
+    /// Stable hash of address and service: what "avoid the previous endpoint" and consistent hashing use.
+    pub id: u64,
+    /// Where it listens.
+    pub address: Address,
+    /// Zone, empty if unknown.
+    pub zone: Arc<str>,
+    /// Failover tier: 0 is used first (SRV priority rank).
+    pub priority: u32,
+    /// Balancing weight; 0 = drained. May change in place.
+    pub weight: AtomicU32,
+    /// What was learned.
+    pub state: EndpointState,
+}
+
+impl std::fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.address.fmt(f)
+    }
+}
+
+/// Learned facts, all atomics: exact across workers without a lock.
+#[repr(align(128))]
+#[derive(Default)]
+pub struct EndpointState {
+    /// Tries in flight, streams until their end.
+    pub inflight: AtomicU32,
+    /// Peak-EWMA of latency in nanoseconds, as `f64` bits, and when it was last fed.
+    pub ewma: AtomicU64,
+    /// See `ewma`; a [`Moment`].
+    pub ewma_at: AtomicU64,
+    /// Penalty end ([`Moment`]): a 429, a fast failure or `Retry-After` makes the endpoint unattractive until then.
+    pub penalty_until: AtomicU64,
+    /// Failures in a row.
+    pub failures: AtomicU32,
+    /// Ejected until this [`Moment`]; 0 = not ejected; after it, half-open until a probe passes.
+    pub ejected_until: AtomicU64,
+    /// How often it was ejected, decays.
+    pub ejections: AtomicU32,
+    /// One probe is in flight (half-open).
+    pub probing: AtomicBool,
+    /// 0 unknown, 1 healthy, 2 unhealthy by active check.
+    pub health: AtomicU8,
+    /// When it joined ([`Moment`]); 0 = at start, no slow start.
+    pub joined: AtomicU64,
+    /// Removed by discovery: no new tries, existing ones finish.
+    pub draining: AtomicBool,
+    /// Tries ever.
+    pub tries: AtomicU64,
+    /// Failed tries ever.
+    pub failed: AtomicU64,
+}
+
+impl Endpoint {
+    /// A new endpoint nothing is known about.
+    #[must_use]
+    pub fn new(id: u64, address: Address, zone: Arc<str>, priority: u32, weight: u32) -> Self {
+        Self { id, address, zone, priority, weight: AtomicU32::new(weight), state: EndpointState::default() }
+    }
+    /// Whether a try may go there now: neither drained, ejected nor found unhealthy. A half-open endpoint is available
+    /// until its one probe is taken.
+    #[must_use]
+    pub fn available(&self, now: Moment) -> bool {
+        let s = &self.state;
+        if s.draining.load(Relaxed) || s.health.load(Relaxed) == 2 || self.weight.load(Relaxed) == 0 {
+            return false;
+        }
+        match s.ejected_until.load(Relaxed) {
+            0 => true,
+            until => now.0 >= until && !s.probing.load(Relaxed),
+        }
+    }
+}
+
+/// One endpoint as a discovery source reports it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Where.
+    pub address: Address,
+    /// Weight, 1 by default.
+    pub weight: u32,
+    /// Zone, empty if unknown.
+    pub zone: Arc<str>,
+    /// Failover tier.
+    pub priority: u32,
+}
+
+/// Finds the endpoints of a service. Runs on the control thread.
+pub trait Discover: Send + Sync + 'static {
+    /// Endpoints known without waiting (static lists, unix sockets, literal addresses).
+    fn initial(&self) -> Vec<Found> {
+        Vec::new()
+    }
+    /// Watches for ever, reporting each answer and each failure; `None` if `initial` is all there ever is. The task is
+    /// dropped when the service is gone.
+    fn watch(&self, report: Report) -> Option<Pin<Box<dyn Future<Output = ()> + Send>>> {
+        let _ = report;
+        None
+    }
+    /// Source and place, for `/endpoints`: `dns orders.shop.svc:8080`.
+    fn describe(&self) -> String;
+}
+
+/// Where a discovery source reports to.
+#[derive(Clone)]
+pub struct Report(pub Arc<dyn Fn(Result<Vec<Found>, String>) + Send + Sync>);
+
+impl Report {
+    /// A new answer: the whole list.
+    pub fn found(&self, list: Vec<Found>) {
+        (self.0)(Ok(list));
+    }
+    /// The source failed; the last list stays and is marked stale.
+    pub fn failed(&self, why: impl Into<String>) {
+        (self.0)(Err(why.into()));
+    }
+}
+
+/// A balancing policy.
+pub trait Balance: Send + Sync + 'static {
+    /// Prepares to pick from this set (tables, rings); called on the control thread whenever the set changes.
+    fn index(&self, endpoints: Arc<[Arc<Endpoint>]>) -> Box<dyn Picker>;
+    /// The hash of the request this policy wants, if it hashes.
+    fn hash(&self, rq: &super::RequestCx) -> Option<u64> {
+        let _ = rq;
+        None
+    }
+    /// Feeds a finished try back (EWMA).
+    fn observe(&self, endpoint: &Endpoint, outcome: &TryOutcome<'_>, now: Moment) {
+        let _ = (endpoint, outcome, now);
+    }
+}
+
+/// Picks one endpoint of a prepared set. On the request path: no lock, no allocation.
+pub trait Picker: Send + Sync {
+    /// The endpoint to try, `None` if none is available.
+    fn pick(&self, cx: &Pick<'_>) -> Option<Arc<Endpoint>>;
+}
+
+/// What a pick may look at.
+pub struct Pick<'a> {
+    /// Now.
+    pub now: Moment,
+    /// A fresh random number.
+    pub seed: u64,
+    /// The request's hash, see [`Balance::hash`].
+    pub hash: Option<u64>,
+    /// Ids of endpoints this request has tried; avoided while another is available.
+    pub tried: &'a [u64],
+}
+
+/// What came of a try.
+pub struct TryOutcome<'a> {
+    /// Response status and fields, or the failure.
+    pub result: Result<(http::StatusCode, &'a HeaderMap), (Reason, Proof)>,
+    /// gRPC status, if the response head carries one (trailers-only).
+    pub grpc: Option<u32>,
+    /// From pick to response head or failure.
+    pub latency: Duration,
+}
+
+/// Admits tries and learns from them: caps, circuit breaker, outlier detection.
+pub trait Gate: Send + Sync + 'static {
+    /// Asks for a place for one try. Released by [`Gate::release`], exactly once per admission.
+    fn admit(&self, now: Moment) -> Admit<'_> {
+        let _ = now;
+        Admit::Yes
+    }
+    /// An endpoint was picked for this admission (a half-open endpoint's probe is claimed here). False: pick another.
+    fn picked(&self, endpoint: &Endpoint, now: Moment) -> bool {
+        let _ = (endpoint, now);
+        true
+    }
+    /// The response head arrived, or the try failed.
+    fn observe(&self, endpoint: &Endpoint, outcome: &TryOutcome<'_>, now: Moment) {
+        let _ = (endpoint, outcome, now);
+    }
+    /// The try is over: its body ended, failed or was dropped. Also called when no endpoint was picked.
+    fn release(&self, endpoint: Option<&Endpoint>) {
+        let _ = endpoint;
+    }
+}
+
+/// An answer to [`Gate::admit`].
+#[must_use]
+pub enum Admit<'a> {
+    /// Go.
+    Yes,
+    /// Wait for a place; bounded in time by the gate.
+    Wait(Pin<Box<dyn Future<Output = Result<(), Fault>> + Send + 'a>>),
+    /// No.
+    No(Fault),
+}
+
+/// Decides on another try.
+pub trait Retry: Send + Sync + 'static {
+    /// A first try begins: feeds the budget.
+    fn begin(&self, now: Moment) {
+        let _ = now;
+    }
+    /// After a failed or answered try: again?
+    fn judge(&self, cx: &Judge<'_>) -> Again;
+    /// Bytes of request body worth keeping for another try; 0 = never retries a request with a body.
+    fn body_limit(&self) -> usize {
+        0
+    }
+    /// Limit of one try.
+    fn per_try_timeout(&self) -> Option<Duration> {
+        None
+    }
+    /// Retries after the first try at most; 0 lets the engine skip every preparation.
+    fn attempts(&self) -> u32;
+}
+
+/// What a retry decision may look at.
+pub struct Judge<'a> {
+    /// Now.
+    pub now: Moment,
+    /// The deadline of the whole request.
+    pub deadline: Moment,
+    /// Tries made, at least 1.
+    pub tries: u32,
+    /// Whether the method is idempotent (RFC 9110 section 9.2.2).
+    pub idempotent: bool,
+    /// Whether the body can be sent again (none, or fully kept).
+    pub replayable: bool,
+    /// What came of the try.
+    pub outcome: &'a TryOutcome<'a>,
+    /// A fresh random number.
+    pub seed: u64,
+}
+
+/// A retry decision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Again {
+    /// After this pause.
+    After(Duration),
+    /// No: why, as a stable word (`not-retriable`, `attempts`, `budget`, `deadline`, `body`, `unsafe`).
+    No(&'static str),
+}

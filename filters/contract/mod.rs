@@ -1,0 +1,23 @@
+//! The filter contract: everything a filter author needs, and nothing of the engine.
+
+pub mod body;
+pub mod clock;
+pub mod entry;
+pub mod fault;
+pub mod filter;
+pub mod mesh;
+pub mod metrics;
+pub mod principal;
+pub mod request;
+pub mod section;
+pub mod trail;
+pub mod units;
+pub mod worker;
+
+pub use body::{Body, BodyError, BoxBody};
+pub use clock::{Moment, now};
+pub use entry::{Build, Directory, Entry, Keeper, Phase, Role, RouteView};
+pub use fault::{Fault, Proof, Reason, Side};
+pub use filter::{AuthError, AuthStep, AuthVerdict, Authenticator, Filter, Needs, Step, Verdict};
+pub use request::{Conn, Origin, RequestCx, ResponseCx, RouteInfo, Tls, Trace};
+pub use section::{ConfigError, Node, Span, Spot};

@@ -1,0 +1,1 @@
+//! Admin endpoints, on the control thread.

@@ -1,0 +1,1 @@
+//! Listeners, TLS, the gate under hyper, connections, drain.

@@ -1,0 +1,11 @@
+//! onehop: API gateway and service-mesh sidecar in one process.
+
+pub mod admin;
+pub mod config;
+pub mod edge;
+pub mod observe;
+pub mod proxy;
+pub mod route;
+pub mod runtime;
+pub mod snapshot;
+pub mod upstream;

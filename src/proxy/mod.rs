@@ -1,0 +1,1 @@
+//! The two loops: request scope and attempt scope.

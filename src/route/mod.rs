@@ -1,0 +1,1 @@
+//! Route table and path normalisation; pure.

@@ -1,0 +1,1 @@
+//! Workers, control thread, deadline wheel.

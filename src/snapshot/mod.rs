@@ -1,0 +1,1 @@
+//! Snapshot: compile a plan, publish it, keep what outlives it.

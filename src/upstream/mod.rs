@@ -1,0 +1,1 @@
+//! Pools, dialling, HTTP/1 codec, HTTP/2 client.
