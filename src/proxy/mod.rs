@@ -1,1 +1,4 @@
 //! The two loops: request scope and attempt scope.
+
+pub mod head;
+pub mod headers;
