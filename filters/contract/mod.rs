@@ -9,6 +9,7 @@ pub mod mesh;
 pub mod metrics;
 pub mod principal;
 pub mod request;
+pub mod rewrite;
 pub mod section;
 pub mod trail;
 pub mod units;
