@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod config;
 pub mod edge;
+pub mod fault;
 pub mod observe;
 pub mod proxy;
 pub mod route;
