@@ -1,1 +1,3 @@
 //! Listeners, TLS, the gate under hyper, connections, drain.
+
+pub mod proxy_protocol;
