@@ -39,7 +39,8 @@ fn version_1_lines() {
     assert_eq!(header(b"PROXY UNKNOWN\r\n"), None);
     assert_eq!(header(b"PROXY UNKNOWN ffff::1 ffff::2 1 2\r\n"), None);
     // The longest line that PP names, 107 bytes.
-    let longest = "PROXY UNKNOWN ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff 65535 65535\r\n";
+    let longest =
+        "PROXY UNKNOWN ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff 65535 65535\r\n";
     assert_eq!(longest.len(), V1_LIMIT);
     assert_eq!(header(longest.as_bytes()), None);
 }
@@ -116,8 +117,14 @@ fn version_2_headers_that_are_none() {
 
 #[test]
 fn what_else_a_connection_starts_with_is_told_apart_at_the_first_byte_that_differs() {
-    for other in [&b"GET / HTTP/1.1\r\n"[..], b"PRI * HTTP/2.0", b"PROPFIND / HTTP/1.1", b"PROXIES", b"\x16\x03\x01", b"\r\n\r\nGET"]
-    {
+    for other in [
+        &b"GET / HTTP/1.1\r\n"[..],
+        b"PRI * HTTP/2.0",
+        b"PROPFIND / HTTP/1.1",
+        b"PROXIES",
+        b"\x16\x03\x01",
+        b"\r\n\r\nGET",
+    ] {
         assert_eq!(parse(other), Ok(Parsed::Absent), "{other:?}");
     }
     for open in [&b""[..], b"P", b"PRO", b"PROXY", b"PROXY ", b"\r\n", b"\r\n\r\n\0\r\nQUIT"] {
