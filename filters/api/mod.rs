@@ -1,1 +1,4 @@
 //! API management: request scope.
+
+#[cfg(test)]
+pub(crate) mod fixture;
