@@ -11,6 +11,7 @@ pub mod metrics;
 pub mod place;
 pub mod principal;
 pub mod request;
+pub mod rewrite;
 pub mod section;
 pub mod template;
 pub mod trail;
