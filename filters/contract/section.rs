@@ -357,7 +357,13 @@ impl<'de> MapAccess<'de> for Entries<'_> {
         let Some((key, value)) = self.rest.next() else { return Ok(None) };
         self.value = Some(value);
         let de: de::value::StrDeserializer<'_, ConfigError> = key.name.as_str().into_deserializer();
-        seed.deserialize(de).map(Some).map_err(|e| e.settle(key.span))
+        seed.deserialize(de).map(Some).map_err(|mut e| {
+            // A variant that is written as a key.
+            if let Some(name) = e.message.strip_prefix("unknown value ") {
+                e.message = format!("unknown key {name}");
+            }
+            e.settle(key.span)
+        })
     }
     fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, ConfigError> {
         let Some(node) = self.value.take() else { return Err(de::Error::custom("a value was read before its key")) };
