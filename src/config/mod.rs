@@ -1,3 +1,18 @@
 //! Configuration: text > [`onehop_filters::contract::Node`] tree > [`plan::Plan`]. Every error has a place and a cure.
 
+
+mod env;
+mod load;
+mod lower;
 pub mod plan;
+mod raw;
+mod report;
+mod schema;
+mod text;
+mod watch;
+
+
+pub use load::{Source, load, load_with};
+pub use report::{File, Files, Report, json, text};
+pub use schema::schema;
+pub use watch::watch;

@@ -10,7 +10,9 @@ use std::time::Duration;
 use http::{HeaderMap, Method, StatusCode};
 use ipnet::IpNet;
 use onehop_filters::contract::principal::Priority;
-use onehop_filters::contract::{Node, Span};
+use onehop_filters::contract::{ConfigError, Node, Span};
+
+use super::report::Files;
 
 /// The whole configuration.
 pub struct Plan {
@@ -40,8 +42,13 @@ pub struct Plan {
     pub lifecycle: Lifecycle,
     /// `runtime.workers`; `None` = one per core of the cgroup.
     pub workers: Option<usize>,
-    /// The configuration as read, for `/config` and `check --effective`; secrets redacted when shown.
+    /// The configuration as written (`${env.NAME}` unresolved), for `/config` and `check --effective`; secrets redacted
+    /// when shown.
     pub source: Node,
+    /// The files it was read from, to show errors that are found later in their place.
+    pub files: Files,
+    /// What is allowed and probably not meant: unused services, shadowed routes, ...
+    pub warnings: Vec<ConfigError>,
 }
 
 /// `admin`.
@@ -158,6 +165,7 @@ pub struct PlanPlan {
 
 /// `consumers.NAME`.
 pub struct ConsumerPlan {
+    pub span: Span,
     pub plan: Option<String>,
     /// `apiKeys`: SHA-256 of each (`sha256:HEX` in the file, or a secret that is hashed at load).
     pub api_keys: Vec<[u8; 32]>,
