@@ -287,10 +287,8 @@ fn extra(
     span: u64,
 ) -> SmallVec<[(HeaderName, HeaderValue); 8]> {
     let mut extra: SmallVec<[(HeaderName, HeaderValue); 8]> = SmallVec::new();
-    extra.extend(wants.stamp.iter().cloned());
-    extra.push((super::REQUEST_ID.clone(), cx.request_id.clone()));
     if cx.trace.trace_id != 0 {
-        trace::write(&cx.trace, span, &mut extra);
+        extra.push((trace::TRACEPARENT, trace::format_parent(&cx.trace, span)));
     }
     if cx.deadline != Moment::MAX {
         extra.push(deadline::field(wants.grpc, until.since(now())));

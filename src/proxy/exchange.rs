@@ -61,6 +61,8 @@ pub struct Tally {
     pub bytes_out: u64,
     /// `grpc-status` of the answer.
     pub grpc: Option<u32>,
+    /// Whether a trusted caller asked for the trail.
+    pub debug: bool,
     /// Why there was no further try, if there might have been one.
     pub gave_up: &'static str,
     /// One entry per try, only kept when the request is traced.

@@ -1,30 +1,38 @@
 //! The API loop: judge the head, match the route, run its chain, act, and walk back out.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version, header};
 use http_body::Body as _;
 use hyper::upgrade::OnUpgrade;
-use onehop_filters::contract::trail::Outcome;
+use onehop_filters::contract::trail::{Outcome, Trail};
 use onehop_filters::contract::{
-    Body, Conn, Fault, Moment, Origin, Reason, RequestCx, ResponseCx, Step, Verdict, now,
+    Body, Conn, Fault, Moment, Origin, Reason, RequestCx, ResponseCx, Step, Trace, Verdict, now,
 };
 use smallvec::SmallVec;
 
 use super::exchange::{Exchange, Outgoing, Tally};
 use super::head::{Admitted, admit};
-use super::headers::{forwarded, legal, request_id, trace, via};
+use super::headers::forwarded::Stamp;
+use super::headers::{legal, request_id, trace, via};
 use super::{attempt, deadline, ledger, upgrade};
-use crate::edge::Link;
+use crate::edge::body::Inbound;
+use crate::edge::serve::Link;
+use crate::edge::tls::Acceptor;
 use crate::fault;
+use crate::observe::server_timing;
 use crate::route::rewrite;
 use crate::route::table::Probe;
 use crate::snapshot::cell::{Cell, View};
 use crate::snapshot::{Action, Listener, Route};
 use crate::upstream::Reply;
+
+/// What `Via` calls us (RFC 9110 section 7.6.3).
+const PSEUDONYM: &str = "onehop";
+const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
 /// What an attempt needs to know of the client's side.
 pub struct Wants<'a> {
@@ -38,48 +46,58 @@ pub struct Wants<'a> {
     pub grpc: bool,
     /// Passes 1xx answers on.
     pub informational: Option<&'a (dyn Fn(StatusCode, HeaderMap) + Send + Sync)>,
-    /// Forwarding fields for the upstream head.
-    pub stamp: &'a [(HeaderName, HeaderValue)],
 }
 
-/// A request as the edge hands it over.
-pub struct Incoming {
+/// Where requests come from: one per connection.
+pub struct Caller {
+    /// The connection.
+    pub conn: Arc<Conn>,
+    /// Its forwarding fields.
+    pub stamp: Stamp,
+    /// The TLS side of its listener: knows which names belong to the certificate that was shown.
+    pub tls: Option<Arc<Acceptor>>,
+}
+
+/// A request as the edge, or an embedding program, hands it over.
+pub struct Arrived {
     /// Head.
     pub parts: Parts,
-    /// Body, limited by the listener already.
-    pub body: Body,
-    /// Where it came from.
-    pub conn: Arc<Conn>,
+    /// Body.
+    pub body: Arriving,
     /// The connection's own tools; none when embedded.
     pub link: Option<Arc<Link>>,
     /// The way to the raw connection, if the client asked for another protocol.
     pub on_upgrade: Option<OnUpgrade>,
 }
 
+/// A request body whose limits are not known yet: they depend on the route.
+pub enum Arriving {
+    /// From a connection.
+    Wire(hyper::body::Incoming),
+    /// Made by the embedding program.
+    Made(Body),
+}
+
 /// Serves one request.
-pub async fn serve(cell: Arc<Cell>, rq: Incoming) -> Response<Outgoing> {
+pub async fn serve(cell: Arc<Cell>, caller: Arc<Caller>, arrived: Arrived) -> Response<Outgoing> {
     let view = cell.view();
     let started = now();
-    let Incoming { parts, body, conn, link, on_upgrade } = rq;
+    let Arrived { parts, body, link, on_upgrade } = arrived;
     let raw = ledger::RawHead::of(&parts);
-    let Some(listener) = view.listener(&conn.listener) else {
+    let Some(listener) = view.listener(&caller.conn.listener) else {
         // The listener left with the last reload; its connections drain.
-        return ledger::refuse(&view, &conn, &raw, started, &Fault::new(Reason::Draining).by("listener"));
+        return ledger::refuse(&view, &caller.conn, &raw, started, &Fault::new(Reason::Draining).by("listener"));
     };
-    let admitted = match admit(parts, &conn, &listener.plan.limits, listener.plan.paths) {
+    let admitted = match admit(parts, &caller.conn, &listener.plan.limits, listener.plan.paths) {
         Ok(admitted) => admitted,
-        Err(fault) => return ledger::refuse(&view, &conn, &raw, started, &fault),
+        Err(fault) => return ledger::refuse(&view, &caller.conn, &raw, started, &fault),
     };
-    let mut request = match begin(&view, listener, admitted, body, conn, started) {
-        Ok(request) => request,
-        Err(refused) => {
-            let (ex, fault) = *refused;
-            return answer_fault(ex, fault, None);
-        }
-    };
-    request.link = link;
-    request.on_upgrade = on_upgrade;
-    run(request).await
+    let length = admitted.content_length;
+    let mut rq = begin(&view, listener, &caller, admitted, started);
+    rq.link = link;
+    rq.on_upgrade = on_upgrade;
+    take_body(&mut rq, listener, body, length);
+    run(rq).await
 }
 
 /// A request with its exchange.
@@ -89,53 +107,52 @@ struct Request {
     expect_continue: bool,
     upgrade: Option<HeaderValue>,
     grpc: bool,
-    stamp: SmallVec<[(HeaderName, HeaderValue); 4]>,
     link: Option<Arc<Link>>,
     on_upgrade: Option<OnUpgrade>,
-    misdirected: bool,
+    /// Found out before the chain: refuses without running it.
+    doomed: Option<Fault>,
 }
-
-type Refused = Box<(Box<Exchange>, Fault)>;
 
 /// Settles everything about the request that does not depend on its route, then its route.
 fn begin(
     view: &Arc<View>,
     listener: &Listener,
+    caller: &Caller,
     admitted: Admitted,
-    body: Body,
-    conn: Arc<Conn>,
     started: Moment,
-) -> Result<Request, Refused> {
-    let Admitted { method, version, https, authority, target, mut headers, te_trailers, expect_continue, upgrade, .. } =
+) -> Request {
+    let Admitted { method, version, authority, target, mut headers, te_trailers, expect_continue, upgrade, .. } =
         admitted;
     let plan = &listener.plan;
-    let grpc = headers.get(header::CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(b"application/grpc"));
-    let debug = conn.trusted && headers.contains_key(&view.telemetry.debug_header);
-    let believed = conn.trusted || conn.mesh;
-    let client = forwarded::apply(&mut headers, &conn, &plan.trusted, &authority, https);
-    let request_id = request_id::take(&mut headers, believed);
-    let restart = view.telemetry.tracing.as_ref().is_some_and(|t| t.restart) && !believed;
-    let ratio = view.telemetry.tracing.as_ref().map_or(0.0, |t| t.sample);
-    let trace = trace::begin(&mut headers, restart, view.tracer.as_ref().map(|_| ratio));
+    let conn = &caller.conn;
+    let believed = caller.stamp.believed();
+    let near = believed || conn.mesh;
+    let grpc = headers.get(header::CONTENT_TYPE).is_some_and(fault::is_grpc);
+    let debug = believed && headers.remove(&view.telemetry.debug_header).is_some();
     let left = deadline::take(&mut headers, grpc);
-    let looped = plan.via && via::looped(&headers);
+    let client = caller.stamp.apply(&mut headers, &authority);
+    let request_id = request_id::settle(&mut headers, near, request_id::draw);
+    let trace = trace_of(view, &headers, near);
+    let mut doomed = None;
     if plan.via {
-        via::append(&mut headers, version);
+        if via::is_loop(&headers, PSEUDONYM) {
+            doomed = Some(Fault::new(Reason::LoopDetected).by("via"));
+        }
+        via::add(&mut headers, version, PSEUDONYM);
+    }
+    if let Some(tls) = &caller.tls
+        && tls.misdirected(conn.tls.as_ref().and_then(|t| t.sni.as_deref()), authority.host())
+    {
+        doomed = Some(Fault::new(Reason::Misdirected).by("tls"));
     }
 
-    let probe = Probe {
-        host: authority.host(),
-        path: target.path(),
-        query: target.query(),
-        method: &method,
-        headers: &headers,
-    };
-    let found = listener.table.find(&probe).copied();
-    let route = found.map_or(&view.unrouted, |i| &view.routes[i as usize]);
-    let deadline = due(route, started, left.filter(|_| believed || route.inherit_deadline || grpc));
-    let workload = conn.tls.as_ref().and_then(|t| t.workload.clone());
-    let mut cx = RequestCx {
-        conn,
+    let probe =
+        Probe { host: authority.host(), path: target.path(), query: target.query(), method: &method, headers: &headers };
+    let found = listener.table.find(&probe).map(|hit| (*hit.value, hit.covered));
+    let route = found.map_or(&view.unrouted, |(i, _)| &view.routes[i as usize]);
+    let left = left.filter(|_| near || route.inherit_deadline || grpc);
+    let cx = RequestCx {
+        conn: conn.clone(),
         started,
         method,
         version,
@@ -143,37 +160,57 @@ fn begin(
         authority,
         target,
         headers,
-        body,
+        body: Body::Empty,
         client_ip: client.ip,
         request_id,
         route: route.info.clone(),
+        covered: found.map_or(0, |(_, covered)| covered),
         user: None,
         consumer: None,
-        workload,
-        deadline,
+        workload: conn.tls.as_ref().and_then(|t| t.workload.clone()),
+        deadline: due(route, started, left),
         trace,
         upstream_host: None,
         reply_headers: SmallVec::new(),
-        trail: onehop_filters::contract::trail::Trail::default(),
+        trail: Trail { timed: debug || trace.sampled, ..Trail::default() },
         dry_run: false,
     };
-    cx.trail.timed = debug || trace.sampled;
-    let misdirected = false;
-    let ex = Box::new(Exchange { cx, view: view.clone(), route: found, tally: Tally::default(), admission: None });
-    if looped {
-        return Err(Box::new((ex, Fault::new(Reason::LoopDetected).by("via"))));
+    let tally = Tally { debug, ..Tally::default() };
+    let ex = Box::new(Exchange { cx, view: view.clone(), route: found.map(|(i, _)| i), tally, admission: None });
+    Request { ex, te_trailers, expect_continue, upgrade, grpc, link: None, on_upgrade: None, doomed }
+}
+
+/// Continues the caller's trace, or begins one if there is anywhere to report it.
+fn trace_of(view: &View, headers: &HeaderMap, near: bool) -> Trace {
+    let carried = headers.contains_key(trace::TRACEPARENT) || headers.contains_key("b3") || headers.contains_key("x-b3-traceid");
+    let tracing = view.telemetry.tracing.as_ref();
+    if !carried && tracing.is_none() {
+        return Trace::default();
     }
-    Ok(Request {
-        ex,
-        te_trailers,
-        expect_continue,
-        upgrade,
-        grpc,
-        stamp: client.stamp,
-        link: None,
-        on_upgrade: None,
-        misdirected,
-    })
+    let restart = tracing.is_some_and(|t| t.restart) && !near;
+    trace::trace(headers, restart, tracing.map_or(0.0, |t| t.sample), request_id::draw)
+}
+
+/// Ties the body to the limits of the listener and the route.
+fn take_body(rq: &mut Request, listener: &Listener, body: Arriving, length: Option<u64>) {
+    let route = rq.ex.route.map(|i| &rq.ex.view.routes[i as usize]);
+    let limit = route.and_then(|r| r.body_limit).or(listener.plan.limits.body);
+    if let (Some(limit), Some(length)) = (limit, length)
+        && length > limit
+        && rq.doomed.is_none()
+    {
+        rq.doomed = Some(Fault::new(Reason::BodyTooLarge).by("limits"));
+    }
+    rq.ex.cx.body = match body {
+        Arriving::Wire(incoming) if incoming.is_end_stream() => Body::Empty,
+        Arriving::Wire(incoming) => {
+            let counted = Arc::new(AtomicU64::new(0));
+            rq.ex.tally.bytes_in = Some(counted.clone());
+            let idle = listener.plan.limits.body_idle_timeout;
+            Body::stream(Inbound::new(incoming, limit, idle).counted(counted))
+        }
+        Arriving::Made(body) => body,
+    };
 }
 
 /// When everything must be over: the route's limit, or the caller's if that is sooner.
@@ -187,25 +224,19 @@ fn due(route: &Route, started: Moment, left: Option<Duration>) -> Moment {
 }
 
 async fn run(mut rq: Request) -> Response<Outgoing> {
-    if let Some(link) = &rq.link
-        && link.misdirected(rq.ex.cx.host())
-    {
-        rq.misdirected = true;
-    }
     let view = rq.ex.view.clone();
     let route = rq.ex.route.map_or(&view.unrouted, |i| &view.routes[i as usize]);
     let mut ran = 0;
-    let result = if rq.misdirected {
-        Err(Box::new(Fault::new(Reason::Misdirected).by("tls")))
-    } else {
-        match chain(&mut rq.ex.cx, route, &mut ran).await {
+    let result = match rq.doomed.take() {
+        Some(fault) => Err(Box::new(fault)),
+        None => match chain(&mut rq.ex.cx, route, &mut ran).await {
             Ok(None) => {
                 rq.ex.tally.chain_done = now();
                 act(&mut rq, route).await.map_err(Box::new)
             }
             Ok(Some(reply)) => Ok(Answer::made(*reply)),
             Err(fault) => Err(fault),
-        }
+        },
     };
     let (mut rs, tunnel) = match result {
         Ok(answer) => (answer.rs, answer.tunnel),
@@ -296,10 +327,16 @@ async fn act(rq: &mut Request, route: &Route) -> Result<Answer, Fault> {
         }
         Action::Redirect(redirect) => {
             let cx = &rq.ex.cx;
-            let location = rewrite::location(redirect, cx.https, &cx.authority, &cx.target, &cx.route.prefixes)
-                .map_err(|_| Fault::new(Reason::BadPath).by("redirect"))?;
+            let asked = rewrite::Asked {
+                https: cx.https,
+                authority: &cx.authority,
+                target: &cx.target,
+                covered: cx.covered,
+            };
+            let (status, location) =
+                rewrite::redirect(asked, redirect).map_err(|_| Fault::new(Reason::BadPath).by("redirect"))?;
             let mut reply = Response::new(Body::Empty);
-            *reply.status_mut() = redirect.status;
+            *reply.status_mut() = status;
             reply.headers_mut().insert(header::LOCATION, location);
             Ok(Answer::made(reply))
         }
@@ -333,7 +370,6 @@ async fn call(rq: &mut Request, target: usize) -> Result<Answer, Fault> {
         upgrade: wanted.as_ref(),
         grpc: rq.grpc,
         informational: relay.as_ref().map(|f| f as &(dyn Fn(StatusCode, HeaderMap) + Send + Sync)),
-        stamp: &rq.stamp,
     };
     let reply = attempt::forward(ex, &wants, target).await?;
     let Reply { status, headers, body, upgraded, made, .. } = reply;
@@ -349,24 +385,9 @@ async fn call(rq: &mut Request, target: usize) -> Result<Answer, Fault> {
 /// A fault as a response, with the fields that filters promised for any answer.
 fn render(ex: &mut Exchange, fault: &Fault) -> ResponseCx {
     ex.tally.refused = Some((fault.reason, fault.by));
-    fault::respond(fault, &ex.cx)
-}
-
-fn answer_fault(mut ex: Box<Exchange>, fault: Fault, link: Option<Arc<Link>>) -> Response<Outgoing> {
-    let rs = render(&mut ex, &fault);
-    let rq = Request {
-        ex,
-        te_trailers: false,
-        expect_continue: false,
-        upgrade: None,
-        grpc: false,
-        stamp: SmallVec::new(),
-        link,
-        on_upgrade: None,
-        misdirected: false,
-    };
-    let view = rq.ex.view.clone();
-    finish(rq, &view.unrouted, rs, None)
+    let asked = fault::Asked::of(&ex.cx.method, &ex.cx.headers, &ex.cx.request_id);
+    let (parts, body) = fault::response(fault, &asked).into_parts();
+    ResponseCx { status: parts.status, headers: parts.headers, body, origin: Origin::Fault }
 }
 
 /// Makes the head legal for the client's version, ties the exchange to the body, and starts a tunnel if one was agreed.
@@ -376,17 +397,15 @@ fn finish(rq: Request, route: &Route, rs: ResponseCx, tunnel: Option<upgrade::Tu
     for (name, value) in ex.cx.reply_headers.drain(..) {
         if name == header::VARY { headers.append(name, value) } else { headers.insert(name, value).is_some() };
     }
-    if ex.cx.trail.timed && ex.cx.conn.trusted {
-        crate::observe::server_timing::write(&ex.cx.trail, &mut headers);
+    if ex.tally.debug {
+        let total = Some(now().since(ex.cx.started));
+        headers.insert(SERVER_TIMING, server_timing::header(&ex.cx.trail, total));
     }
-    if ex.view.listener(&ex.cx.conn.listener).is_some_and(|l| l.plan.via) {
-        via::append(&mut headers, Version::HTTP_11);
+    if origin == Origin::Upstream && ex.view.listener(&ex.cx.conn.listener).is_some_and(|l| l.plan.via) {
+        via::add(&mut headers, Version::HTTP_11, PSEUDONYM);
     }
     if origin == Origin::Fault || (origin == Origin::Filter && !headers.contains_key(&super::REQUEST_ID)) {
         headers.insert(super::REQUEST_ID.clone(), ex.cx.request_id.clone());
-    }
-    if link.as_ref().is_some_and(|l| l.draining()) && ex.cx.version < Version::HTTP_2 && tunnel.is_none() {
-        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     let streams = attempt::streams(status, &headers, grpc);
     let outgoing = legal::Outgoing { status, headers, client: ex.cx.version, te_trailers, upgrade: tunnel.is_some() };
@@ -414,10 +433,4 @@ fn finish(rq: Request, route: &Route, rs: ResponseCx, tunnel: Option<upgrade::Tu
         }
         None => Response::from_parts(head, Outgoing::new(body, ex, idle, streams)),
     }
-}
-
-/// For problems that never reach the chain.
-#[must_use]
-pub fn bare(rs: Response<Bytes>) -> Response<Outgoing> {
-    rs.map(|bytes| Outgoing::bare(Body::full(bytes)))
 }
