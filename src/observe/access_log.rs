@@ -1,7 +1,7 @@
 //! The access log: records into per-worker buffers, one thread that writes them.
 //!
 //! A request formats its line straight into its worker's buffer and goes on. The writer takes all buffers every
-//! [`DELAY`], or sooner when one holds [`BATCH`] bytes; it sleeps without a timer while nothing is logged. A buffer that
+//! `DELAY`, or sooner when one holds `BATCH` bytes; it sleeps without a timer while nothing is logged. A buffer that
 //! is full because the disk or the reader of a pipe is slow makes lines drop, and be counted; it never makes a request wait.
 
 use std::fs::{File, OpenOptions};
@@ -43,7 +43,7 @@ struct Shared {
     writer: OnceLock<Thread>,
     /// The writer knows that there is something to write.
     awake: AtomicBool,
-    /// A buffer is past [`BATCH`]: do not wait for [`DELAY`].
+    /// A buffer is past [`BATCH`]: do not wait for `DELAY`.
     urgent: AtomicBool,
     reopen: AtomicBool,
     stop: AtomicBool,

@@ -128,18 +128,28 @@ impl Log {
         }
         Ok(())
     }
+
+    /// Puts the configured filter back in force.
+    pub fn reset(&self) {
+        self.0.forget(&mut self.0.state.lock());
+    }
 }
 
 fn revert(inner: &Weak<Inner>, epoch: u64) {
     let Some(inner) = inner.upgrade() else { return };
     let mut state = inner.state.lock();
     if state.epoch == epoch {
-        state.other = None;
-        inner.apply(parse(&state.base).expect("it parsed when it was configured"));
+        inner.forget(&mut state);
     }
 }
 
 impl Inner {
+    fn forget(&self, state: &mut State) {
+        state.epoch += 1;
+        state.other = None;
+        self.apply(parse(&state.base).expect("it parsed when it was configured"));
+    }
+
     fn apply(&self, filter: EnvFilter) {
         // Fails only when the subscriber is gone, and then nothing is logged.
         let _ = self.handle.reload(filter);

@@ -170,10 +170,10 @@ impl Tracer {
         let mut spans = Vec::with_capacity(1 + span.attempts.len());
         spans.push(self.server(span, &clock));
         spans.extend(span.attempts.iter().zip(0..).map(|(attempt, n)| self.client(span, attempt, n, &clock)));
-        if let Err(refused) = self.queue.try_send(Message::Spans(spans)) {
-            if let Message::Spans(spans) = refused.into_inner() {
-                self.dropped.add(spans.len() as u64);
-            }
+        if let Err(refused) = self.queue.try_send(Message::Spans(spans))
+            && let Message::Spans(spans) = refused.into_inner()
+        {
+            self.dropped.add(spans.len() as u64);
         }
     }
 
