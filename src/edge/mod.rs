@@ -1,5 +1,9 @@
 //! Listeners, TLS, the gate under hyper, connections, drain.
 
+pub mod accept;
+pub mod accept_io;
+pub mod listener;
+mod listener_bind;
 pub mod proxy_protocol;
 pub mod tls;
 pub mod tls_certs;

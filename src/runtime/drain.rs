@@ -74,8 +74,19 @@ impl Drain {
     /// Counts something as alive until the ticket is dropped.
     #[must_use]
     pub fn enter(self: &Arc<Self>) -> Ticket {
-        self.live.fetch_add(1, SeqCst);
-        Ticket(self.clone())
+        self.enter_counted().1
+    }
+
+    /// The same, unless `limit` are alive.
+    #[must_use]
+    pub fn enter_below(self: &Arc<Self>, limit: usize) -> Option<Ticket> {
+        let ticket = self.enter_counted();
+        (ticket.0 < limit).then_some(ticket.1)
+    }
+
+    /// How many were alive before, and the ticket.
+    fn enter_counted(self: &Arc<Self>) -> (usize, Ticket) {
+        (self.live.fetch_add(1, SeqCst), Ticket(self.clone()))
     }
 
     /// How much is alive.

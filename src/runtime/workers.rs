@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::io;
 use std::num::NonZero;
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -51,6 +52,12 @@ impl Workers {
     #[must_use]
     pub fn count(&self) -> usize {
         self.seats.len()
+    }
+
+    /// Their runtimes. A handle does not keep its worker alive.
+    #[must_use]
+    pub fn handles(&self) -> Arc<[Handle]> {
+        self.seats.iter().map(|seat| seat.handle.clone()).collect()
     }
 
     /// Runs a task on worker `i` (counted round), where `make` is called as well. A panic ends the task, never the worker.
@@ -180,7 +187,6 @@ fn drive(runtime: Runtime, stopped: oneshot::Receiver<()>) {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
     use super::*;
