@@ -34,6 +34,9 @@ impl Lower<'_> {
         let rest = BY_ENTRY.iter().fold(own.clone(), |node, key| without(&node, key));
         let raw: raw::Service = self.read(&rest)?;
         self.fill_at("services", name, &raw);
+        if let (Some(filled), Some((policy, _))) = (&mut self.filled, &balance) {
+            filled["services"][name]["loadBalancer"] = serde_json::json!({ "policy": policy });
+        }
         if raw.connect_timeout.value.0.is_zero() {
             self.error(raw.connect_timeout.span, "a connect timeout of 0 never connects", "write it such as `1s`");
         }
