@@ -67,10 +67,17 @@ pub struct EndpointState {
     pub penalty_until: AtomicU64,
     /// Failures in a row.
     pub failures: AtomicU32,
-    /// Ejected until this [`Moment`]; 0 = not ejected; after it, half-open until a probe passes.
+    /// Ejected until this [`Moment`]; 0 = not ejected; after it, half-open until a probe passes. Taking the probe moves
+    /// it on by the probe's lease, so that a probe that vanishes (its caller left) does not shut the endpoint out for ever.
     pub ejected_until: AtomicU64,
+    /// Gateway errors (502, 503, 504 and failures on the way) in a row.
+    pub gateway_failures: AtomicU32,
+    /// Failures to connect in a row, where they are counted apart.
+    pub local_failures: AtomicU32,
     /// How often it was ejected, decays.
     pub ejections: AtomicU32,
+    /// When it last came back from an ejection ([`Moment`]): `ejections` decays from here on.
+    pub restored_at: AtomicU64,
     /// One probe is in flight (half-open).
     pub probing: AtomicBool,
     /// 0 unknown, 1 healthy, 2 unhealthy by active check.
@@ -101,8 +108,13 @@ impl Endpoint {
         }
         match s.ejected_until.load(Relaxed) {
             0 => true,
-            until => now.0 >= until && !s.probing.load(Relaxed),
+            until => now.0 >= until,
         }
+    }
+    /// Whether discovery still offers it for new tries, whatever was learned about it.
+    #[must_use]
+    pub fn offered(&self) -> bool {
+        !self.state.draining.load(Relaxed) && self.weight.load(Relaxed) != 0
     }
 }
 
@@ -200,6 +212,10 @@ pub trait Gate: Send + Sync + 'static {
         let _ = now;
         Admit::Yes
     }
+    /// The service's endpoints, when they are first known and whenever they change. On the control thread.
+    fn members(&self, endpoints: &[Arc<Endpoint>]) {
+        let _ = endpoints;
+    }
     /// An endpoint was picked for this admission (a half-open endpoint's probe is claimed here). False: pick another.
     fn picked(&self, endpoint: &Endpoint, now: Moment) -> bool {
         let _ = (endpoint, now);
@@ -269,6 +285,7 @@ pub struct Judge<'a> {
 pub enum Again {
     /// After this pause.
     After(Duration),
-    /// No: why, as a stable word (`not-retriable`, `attempts`, `budget`, `deadline`, `body`, `unsafe`).
+    /// No: why, as a stable word (`not-retriable`, `attempts`, `budget`, `deadline`, `body`,
+    /// `unsafe`, `pushback`: the endpoint asked for a longer pause than the policy grants).
     No(&'static str),
 }
