@@ -10,10 +10,11 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use onehop_filters::contract::metrics::Registry;
-use onehop_filters::contract::{Entry, now};
+use onehop_filters::contract::{ConfigError, Entry, now};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use crate::admin::Admin;
 use crate::config::load::{self, Source};
 use crate::config::plan::{Bind, Plan};
 use crate::config::report::Report;
@@ -62,11 +63,11 @@ pub struct Shared {
     entries: &'static [Entry],
     sources: Vec<Source>,
     cell: Arc<Cell>,
-    estate: Estate,
+    estate: Arc<Estate>,
     registry: Arc<Registry>,
     engine: EngineMetrics,
     listeners: Arc<ListenerSet>,
-    log: Option<Log>,
+    log: Log,
     control: tokio::runtime::Handle,
     generation: AtomicU64,
     /// The running plan. Contended by reloads and admin views only.
@@ -75,7 +76,8 @@ pub struct Shared {
     rejected: Mutex<Option<Report>>,
     /// Held through a reload, so that two are served one after the other.
     applying: Mutex<()>,
-    admin: Mutex<Option<facts::Admin>>,
+    /// Contended by reloads that move it only.
+    admin: Mutex<Option<Admin>>,
     stop: Notify,
 }
 
@@ -104,7 +106,7 @@ impl Hop {
         let _inside = handle.enter();
         let registry = Arc::new(Registry::default());
         let engine = EngineMetrics::new(&registry);
-        let estate = Estate::default();
+        let estate = Arc::new(Estate::default());
         let mut staging = estate.stage();
         let snapshot = build(entries, &registry, &engine, &mut staging, &handle, &plan, 1)?;
         let cell = Arc::new(Cell::new(snapshot));
@@ -113,16 +115,15 @@ impl Hop {
         let staged = listeners
             .apply(&plan.listeners, plan.workload.as_ref())
             .map_err(|e| plan.files.report(vec![e]))?;
-        let admin = facts::Admin::open(&plan.admin).map_err(|e| plan.files.report(vec![e]))?;
-        staging.publish(&handle);
-        staged.commit();
-        engine.generation.set(1);
-        engine.swaps.inc();
+        let log = match log {
+            Some(log) => log,
+            None => Log::new(&plan.telemetry.log, std::io::sink, false).map_err(std::io::Error::other)?.0,
+        };
         let shared = Arc::new(Shared {
             entries,
             sources,
             cell,
-            estate,
+            estate: estate.clone(),
             registry,
             engine,
             listeners,
@@ -135,8 +136,12 @@ impl Hop {
             admin: Mutex::new(None),
             stop: Notify::new(),
         });
+        shared.open_admin(&shared.plan.lock().admin)?;
+        staging.publish(&handle);
+        staged.commit();
+        shared.engine.generation.set(1);
+        shared.engine.swaps.inc();
         shared.housekeeping();
-        shared.open_admin(admin);
         shared.announce();
         Ok(Self { shared, workers, control })
     }
@@ -155,7 +160,7 @@ impl Hop {
     /// Where admin listens, if on TCP.
     #[must_use]
     pub fn admin(&self) -> Option<SocketAddr> {
-        self.shared.admin.lock().as_ref().and_then(facts::Admin::address)
+        self.shared.admin_address()
     }
 
     /// The service behind the listener of this name, for embedding and tests: no socket involved.
@@ -246,6 +251,9 @@ impl Hop {
         if let Some(tracer) = snapshot.tracer.clone() {
             wait(self.control.spawn(move || async move { tracer.flush(Duration::from_secs(2)).await }));
         }
+        drop(snapshot);
+        // The admin listener holds the facts it shows, which hold it.
+        self.shared.admin.lock().take();
         self.workers.stop();
         self.control.stop();
     }
@@ -281,7 +289,7 @@ fn build(
 impl Shared {
     /// Reads the sources again and puts them in force. A refused configuration changes nothing, and is told to the log,
     /// the metrics and the admin view.
-    pub fn reload(&self) -> Result<u64, Report> {
+    pub fn reload(self: &Arc<Self>) -> Result<u64, Report> {
         let result = load::load(&self.sources, self.entries).and_then(|plan| self.apply(plan));
         match &result {
             Ok(generation) => tracing::info!(generation, "configuration in force"),
@@ -294,7 +302,7 @@ impl Shared {
         result
     }
 
-    fn apply(&self, plan: Plan) -> Result<u64, Report> {
+    fn apply(self: &Arc<Self>, plan: Plan) -> Result<u64, Report> {
         let _one_at_a_time = self.applying.lock();
         let _inside = self.control.enter();
         let begun = now();
@@ -310,14 +318,13 @@ impl Shared {
             .listeners
             .apply(&plan.listeners, plan.workload.as_ref())
             .map_err(|e| plan.files.report(vec![e]))?;
-        let admin = match plan.admin == running.admin {
-            true => None,
-            false => Some(facts::Admin::open(&plan.admin).map_err(|e| plan.files.report(vec![e]))?),
-        };
-        if let Some(log) = &self.log {
-            // The filter was checked with the plan.
-            let _ = log.configure(&plan.telemetry.log);
+        if plan.admin != running.admin {
+            self.open_admin(&plan.admin).map_err(|e| {
+                plan.files.report(vec![ConfigError::at(plan.source.span, format!("admin.bind cannot be opened: {e}"))])
+            })?;
         }
+        // The filter was checked with the plan.
+        let _ = self.log.configure(&plan.telemetry.log);
         self.cell.publish(snapshot);
         staging.publish(&self.control);
         staged.commit();
@@ -361,7 +368,7 @@ impl Shared {
     /// One line that says where everything listens: people read it, scripts and tests parse it.
     fn announce(&self) {
         let mut line = String::from("onehop: ready");
-        if let Some(admin) = self.admin.lock().as_ref().and_then(facts::Admin::address) {
+        if let Some(admin) = self.admin_address() {
             line.push_str(&format!(" admin={admin}"));
         }
         for (name, bind) in self.listeners.addresses() {
