@@ -363,6 +363,10 @@ mod tests {
         for ok in yes {
             assert!(is_grpc(&HeaderValue::from_static(ok)), "{ok}");
         }
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        let id = HeaderValue::from_static("id");
+        assert!(Asked::of(&Method::POST, &headers, &id).grpc.is_some());
         for no in ["application/grpcx", "application/json", "text/application/grpc"] {
             assert!(!is_grpc(&HeaderValue::from_static(no)), "{no}");
         }

@@ -19,7 +19,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use onehop_filters::contract::metrics::{Counter, Registry};
 use onehop_filters::contract::worker;
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::record::Record;
 use crate::config::plan;
@@ -54,10 +54,18 @@ struct Shared {
     dropped: Counter,
 }
 
-/// A cache line of its own. Contended only between its worker and the writer, which holds it for a swap of pointers.
+/// Two buffers of one worker. The writer holds one lock at a time, and the worker then takes the other: so a writer that
+/// loses its core in the middle of a swap keeps no request waiting. Shard 0 alone is shared, by threads that serve nobody.
 #[repr(align(128))]
 #[derive(Default)]
-struct Slot(Mutex<Buffer>);
+struct Slot([Mutex<Buffer>; 2]);
+
+impl Slot {
+    fn lock(&self) -> MutexGuard<'_, Buffer> {
+        let [first, second] = &self.0;
+        first.try_lock().or_else(|| second.try_lock()).unwrap_or_else(|| first.lock())
+    }
+}
 
 #[derive(Default)]
 struct Buffer {
@@ -122,7 +130,7 @@ impl AccessLog {
             return;
         }
         let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let mut buffer = shared.buffers[worker::shard()].0.lock();
+        let mut buffer = shared.buffers[worker::shard()].lock();
         if buffer.bytes.len() >= CAPACITY {
             shared.dropped.inc();
             return;
@@ -201,6 +209,7 @@ impl Shared {
 
     fn run(&self, mut file: File) {
         let mut spare = Vec::with_capacity(2 * BATCH);
+        let mut failing = false;
         loop {
             while !self.awake.load(Acquire) && !self.due() {
                 thread::park();
@@ -214,20 +223,23 @@ impl Shared {
             // Cleared before the buffers are taken: a line that comes later wakes us again.
             self.awake.store(false, Release);
             self.urgent.store(false, Release);
-            for slot in &self.buffers {
+            for half in self.buffers.iter().flat_map(|slot| &slot.0) {
                 let lines = {
-                    let mut buffer = slot.0.lock();
+                    let mut buffer = half.lock();
                     std::mem::swap(&mut buffer.bytes, &mut spare);
                     std::mem::take(&mut buffer.lines)
                 };
                 if lines > 0 {
-                    match write_all(&mut file, &spare) {
-                        Ok(()) => self.written.add(lines),
-                        Err(error) => {
-                            self.dropped.add(lines);
-                            tracing::warn!(path = %self.path.display(), %error, lines, "access log lines were lost");
-                        }
+                    let result = write_all(&mut file, &spare);
+                    let counter = if result.is_ok() { &self.written } else { &self.dropped };
+                    counter.add(lines);
+                    // Told when it begins, not for every batch: a full disk stays full for a while.
+                    if let Err(error) = &result
+                        && !failing
+                    {
+                        tracing::warn!(path = %self.path.display(), %error, "access log lines are lost");
                     }
+                    failing = result.is_err();
                 }
                 spare.clear();
                 // What a burst needed is given back.
@@ -362,6 +374,26 @@ mod tests {
         }
         assert!(log.0.dropped.value() > 0);
         assert!(!log.flush(Duration::from_millis(10)), "the pipe is full");
+    }
+
+    #[test]
+    fn a_full_disk_costs_lines_and_is_counted() {
+        let log = AccessLog::open(&plan(Path::new("/dev/full")), &Registry::default()).expect("opens");
+        log.write(&ok(b"one"));
+        assert!(log.flush(PATIENCE));
+        assert_eq!((log.0.dropped.value(), log.0.written.value()), (1, 0));
+    }
+
+    #[test]
+    fn a_busy_writer_is_not_waited_for() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("access.log");
+        let log = AccessLog::open(&plan(&path), &Registry::default()).expect("opens");
+        let held = log.0.buffers[worker::shard()].0[0].lock();
+        log.write(&ok(b"beside"));
+        drop(held);
+        assert!(log.flush(PATIENCE));
+        assert_eq!(lines(&path).len(), 1);
     }
 
     #[test]
