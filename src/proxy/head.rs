@@ -270,7 +270,8 @@ fn spelling(raw: &[u8]) -> Result<Option<String>, Fault> {
             let (host, port) = text.split_once(':').map_or((text, None), |(host, port)| (host, Some(port)));
             let labels = host.strip_suffix('.').unwrap_or(host);
             let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b'~');
-            let empty_label = labels.is_empty() || labels.starts_with('.') || labels.contains("..") || labels.ends_with('.');
+            let empty_label =
+                labels.is_empty() || labels.starts_with('.') || labels.contains("..") || labels.ends_with('.');
             if empty_label || labels.len() > MAX_HOST || !labels.bytes().all(legal) {
                 return Err(bad_host());
             }

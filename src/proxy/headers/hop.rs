@@ -104,7 +104,9 @@ pub fn strip(headers: &mut HeaderMap) {
 fn strip_named(headers: &mut HeaderMap) {
     // Nearly always `close`, `keep-alive` or `upgrade`, which name nothing that is not removed anyway.
     let ordinary = |token: &[u8]| {
-        [&b"close"[..], b"keep-alive", b"upgrade", b"te", b"http2-settings"].iter().any(|o| token.eq_ignore_ascii_case(o))
+        [&b"close"[..], b"keep-alive", b"upgrade", b"te", b"http2-settings"]
+            .iter()
+            .any(|o| token.eq_ignore_ascii_case(o))
     };
     let named: Vec<HeaderName> = tokens(headers.get_all(CONNECTION))
         .filter(|token| !ordinary(token))
