@@ -9,7 +9,7 @@ use http::{HeaderName, HeaderValue, Method, Request, Uri};
 use onehop_filters::contract::Conn;
 use onehop_filters::contract::metrics::Registry;
 
-use crate::config::load::{self, Source};
+use crate::config::{self, Source};
 use crate::config::plan;
 use crate::proxy::request::{self, Hypothetical};
 use crate::snapshot::cell::Cell;
@@ -32,7 +32,7 @@ pub struct Question {
 /// Answers on standard output.
 #[must_use]
 pub fn run(sources: &[Source], question: &Question) -> ExitCode {
-    let plan = match load::load(sources, onehop_filters::BUILTIN) {
+    let plan = match config::load(sources, onehop_filters::BUILTIN) {
         Ok(plan) => plan,
         Err(report) => {
             eprint!("{report}");

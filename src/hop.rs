@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -15,10 +15,8 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::admin::Admin;
-use crate::config::load::{self, Source};
 use crate::config::plan::{Bind, Plan};
-use crate::config::report::Report;
-use crate::config::watch;
+use crate::config::{self, Report, Source};
 use crate::edge::listener::ListenerSet;
 use crate::observe::log::Log;
 use crate::observe::metrics::EngineMetrics;
@@ -60,6 +58,7 @@ pub struct Hop {
 
 /// What the control thread works on.
 pub struct Shared {
+    me: Weak<Self>,
     entries: &'static [Entry],
     sources: Vec<Source>,
     cell: Arc<Cell>,
@@ -99,7 +98,7 @@ impl Hop {
         entries: &'static [Entry],
         log: Option<Log>,
     ) -> Result<Self, StartError> {
-        let plan = load::load(&sources, entries)?;
+        let plan = config::load(&sources, entries)?;
         let workers = Workers::start(plan.workers.unwrap_or_else(cores))?;
         let control = Control::start()?;
         let handle = control.handle().clone();
@@ -110,8 +109,8 @@ impl Hop {
         let mut staging = estate.stage();
         let snapshot = build(entries, &registry, &engine, &mut staging, &handle, &plan, 1)?;
         let cell = Arc::new(Cell::new(snapshot));
-        let sessions = Arc::new(Sessions::new(cell.clone(), &registry));
-        let listeners = ListenerSet::new(workers.handles().into(), sessions, registry.clone());
+        let sessions = Arc::new(Sessions::new(cell.clone(), registry.clone()));
+        let listeners = ListenerSet::new(workers.handles(), sessions, registry.clone());
         let staged = listeners
             .apply(&plan.listeners, plan.workload.as_ref())
             .map_err(|e| plan.files.report(vec![e]))?;
@@ -119,7 +118,8 @@ impl Hop {
             Some(log) => log,
             None => Log::new(&plan.telemetry.log, std::io::sink, false).map_err(std::io::Error::other)?.0,
         };
-        let shared = Arc::new(Shared {
+        let shared = Arc::new_cyclic(|me| Shared {
+            me: me.clone(),
             entries,
             sources,
             cell,
@@ -189,7 +189,7 @@ impl Hop {
     /// # Errors
     /// As [`Hop::reload`].
     pub fn apply(&self, sources: &[Source]) -> Result<u64, Report> {
-        self.shared.apply(load::load(sources, self.shared.entries)?)
+        self.shared.apply(config::load(sources, self.shared.entries)?)
     }
 
     /// Serves until a signal ends it: SIGHUP reloads, SIGUSR1 reopens logs, SIGTERM or SIGINT drains, a second one
@@ -289,8 +289,8 @@ fn build(
 impl Shared {
     /// Reads the sources again and puts them in force. A refused configuration changes nothing, and is told to the log,
     /// the metrics and the admin view.
-    pub fn reload(self: &Arc<Self>) -> Result<u64, Report> {
-        let result = load::load(&self.sources, self.entries).and_then(|plan| self.apply(plan));
+    pub fn reload(&self) -> Result<u64, Report> {
+        let result = config::load(&self.sources, self.entries).and_then(|plan| self.apply(plan));
         match &result {
             Ok(generation) => tracing::info!(generation, "configuration in force"),
             Err(report) => {
@@ -302,7 +302,7 @@ impl Shared {
         result
     }
 
-    fn apply(self: &Arc<Self>, plan: Plan) -> Result<u64, Report> {
+    fn apply(&self, plan: Plan) -> Result<u64, Report> {
         let _one_at_a_time = self.applying.lock();
         let _inside = self.control.enter();
         let begun = now();
@@ -356,7 +356,7 @@ impl Shared {
         let shared = Arc::downgrade(self);
         let sources = self.sources.clone();
         self.control.spawn(async move {
-            watch::watch(sources, move || {
+            config::watch(sources, move || {
                 if let Some(shared) = shared.upgrade() {
                     let _ = shared.reload();
                 }

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use crate::config::load::Source;
+use crate::config::Source;
 use crate::hop::Hop;
 use client::Answer;
 use upstreams::Upstreams;
@@ -31,8 +31,7 @@ fn start(once: bool) -> Outcome<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let samples = runtime.block_on(upstreams::start())?;
     let issuer = token::Issuer::new()?;
-    let text = config(&samples, &issuer.jwks());
-    let source = Source::Text { name: "demo.yaml".to_owned(), text: text.clone() };
+    let source = Source::Text { name: "demo.yaml".to_owned(), text: config(&samples, &issuer.jwks()), dir: std::env::temp_dir() };
     let hop = Hop::start(vec![source], onehop_filters::BUILTIN)?;
     let addresses = hop.addresses();
     let of = |name: &str| addresses.get(name).copied().ok_or_else(|| format!("listener `{name}` did not start"));

@@ -9,6 +9,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::server::TlsStream;
 
+use super::stream::Stream;
+
 /// A connection, ready for its first request.
 #[derive(Debug)]
 pub enum Io {
@@ -45,6 +47,18 @@ impl Rewind {
     #[must_use]
     pub const fn socket(&self) -> &Plain {
         &self.io
+    }
+}
+
+impl Io {
+    /// As the transport of a connection; `first` comes before what a socket in the clear gives.
+    #[must_use]
+    pub fn into_stream(self, first: Bytes) -> Stream {
+        match self {
+            Self::Tcp(s) => Stream::from(s).with_prefix(first),
+            Self::Unix(s) => Stream::from(s).with_prefix(first),
+            Self::Tls(s) => Stream::Tls(s),
+        }
     }
 }
 

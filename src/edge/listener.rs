@@ -16,6 +16,7 @@ use tokio::runtime::Handle;
 
 use super::accept::{Deal, Handler, Socket, accept};
 use super::listener_bind::{Bound, UnixFile};
+use super::serve;
 use super::tls::{Acceptor, Stamps, Tickets};
 use super::tls_certs::CertInfo;
 use crate::config::plan::{Bind, Capture, Lifecycle, Listener, TlsIdentity};
@@ -82,6 +83,8 @@ pub struct Settings {
     pub plan: Arc<Listener>,
     /// Its TLS side, if it has one.
     pub tls: Option<Arc<Acceptor>>,
+    /// What holds for its connections.
+    pub edge: Arc<serve::Settings>,
     pub(super) counts: Counts,
     identity: Option<TlsIdentity>,
     tickets: Option<Tickets>,
@@ -202,6 +205,7 @@ impl ListenerSet {
                 }),
             };
             let settings = Settings {
+                edge: Arc::new(serve::Settings::from(&**plan)),
                 tls: Settings::acceptor(plan, identity, tickets.as_ref())?,
                 plan: plan.clone(),
                 counts: Counts::new(&self.metrics, &plan.name),
@@ -344,6 +348,7 @@ impl ListenerState {
             Ok(tls) => {
                 *refused = None;
                 let fresh = Settings {
+                    edge: settings.edge.clone(),
                     tls,
                     plan: plan.clone(),
                     counts: settings.counts.clone(),

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::Shared;
 use crate::admin::{Admin, Facts};
-use crate::config::effective::effective_json;
+use crate::config::effective_json;
 use crate::config::plan::{self, Bind};
 use crate::observe::log::Log;
 use crate::runtime::Phase;
@@ -59,8 +59,8 @@ impl Facts for Shared {
         json!({ "certificates": certificates, "refused": refused })
     }
 
-    fn reload(self: Arc<Self>) -> BoxFuture<'static, Result<Value, Value>> {
-        let result = Self::reload(&self);
+    fn reload(&self) -> BoxFuture<'static, Result<Value, Value>> {
+        let result = Self::reload(self);
         Box::pin(async move {
             result.map(|generation| json!({ "generation": generation })).map_err(|report| report.to_json())
         })
@@ -81,9 +81,12 @@ impl Facts for Shared {
 
 impl Shared {
     /// Opens the admin listener, then lets go of the one before; its last answers may still go out.
-    pub(super) fn open_admin(self: &Arc<Self>, admin: &plan::Admin) -> std::io::Result<()> {
+    pub(super) fn open_admin(&self, admin: &plan::Admin) -> std::io::Result<()> {
         let next = match &admin.bind {
-            Some(bind) => Some(Admin::start(bind, self.clone())?),
+            Some(bind) => {
+                let _inside = self.control.enter();
+                self.me.upgrade().map(|me| Admin::start(bind, me)).transpose()?
+            }
             None => None,
         };
         let old = std::mem::replace(&mut *self.admin.lock(), next);

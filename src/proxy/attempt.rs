@@ -8,7 +8,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use http_body::Body as _;
 use onehop_filters::contract::mesh::{Admit, Again, Endpoint, Judge, Pick, TryOutcome};
 use onehop_filters::contract::trail::Outcome;
-use onehop_filters::contract::{Body, Fault, Moment, Reason, RequestCx, now};
+use onehop_filters::contract::{Body, Fault, Moment, Reason, RequestCx, Side, now};
 use smallvec::SmallVec;
 
 use super::exchange::{Exchange, Try};
@@ -16,11 +16,12 @@ use super::headers::trace;
 use super::replay::Replay;
 use super::request::Wants;
 use super::{deadline, ledger};
+use crate::observe::metrics::Outcome as Counted;
 use crate::runtime::wheel;
 use crate::snapshot::cell::View;
 use crate::snapshot::service::Service;
 use crate::snapshot::{Fallback, Target};
-use crate::upstream::{Head, Reply};
+use crate::upstream::{Head, Io, Reply};
 
 /// A place at every gate of a service, and at an endpoint. Released when dropped: at the end of the response body.
 pub struct Admission {
@@ -89,11 +90,25 @@ impl Drop for Admission {
     }
 }
 
+/// An answer, whoever made it.
+pub struct Got {
+    /// Status.
+    pub status: StatusCode,
+    /// Fields without hop-by-hop ones.
+    pub headers: HeaderMap,
+    /// Body.
+    pub body: Body,
+    /// The tunnel, if a switch of protocols was agreed.
+    pub upgraded: Option<Box<dyn Io>>,
+    /// A configured fallback, not an endpoint's answer.
+    pub made: bool,
+}
+
 /// Calls the service at this position, and its fallback if it fails.
 ///
 /// # Errors
 /// The fault of the last try, or of the gate or balancer that allowed none.
-pub async fn forward(ex: &mut Exchange, wants: &Wants<'_>, position: usize) -> Result<Reply, Fault> {
+pub async fn forward(ex: &mut Exchange, wants: &Wants<'_>, position: usize) -> Result<Got, Fault> {
     let fault = match tries(ex, wants, position).await {
         Ok(reply) => return Ok(reply),
         Err(fault) => fault,
@@ -101,13 +116,19 @@ pub async fn forward(ex: &mut Exchange, wants: &Wants<'_>, position: usize) -> R
     let view = ex.view.clone();
     match &view.targets[position].fallback {
         // Only for failures that are not the caller's.
-        Some(fallback) if fault.reason.side() != onehop_filters::contract::Side::Client => {
+        Some(fallback) if fault.reason.side() != Side::Client => {
             let name = view.targets[position].service.name.clone();
             ex.cx.trail.note("fallback", Outcome::Fallback, fault.reason.code(), 0, Duration::ZERO);
             tracing::debug!(service = &*name, reason = fault.reason.code(), "fallback");
             ex.tally.refused = Some((fault.reason, "fallback"));
             match fallback {
-                Fallback::Respond(canned) => Ok(Reply::made(canned.status, canned.headers.clone(), Body::full(canned.body.clone()))),
+                Fallback::Respond(canned) => Ok(Got {
+                    status: canned.status,
+                    headers: canned.headers.clone(),
+                    body: Body::full(canned.body.clone()),
+                    upgraded: None,
+                    made: true,
+                }),
                 // One step only: a fallback's own fallback is not followed, so there can be no loop.
                 Fallback::Target(other) => tries(ex, wants, *other).await,
             }
@@ -116,7 +137,7 @@ pub async fn forward(ex: &mut Exchange, wants: &Wants<'_>, position: usize) -> R
     }
 }
 
-async fn tries(ex: &mut Exchange, wants: &Wants<'_>, position: usize) -> Result<Reply, Fault> {
+async fn tries(ex: &mut Exchange, wants: &Wants<'_>, position: usize) -> Result<Got, Fault> {
     let view = ex.view.clone();
     let target = &view.targets[position];
     let service = &target.service;
@@ -163,7 +184,7 @@ async fn tries(ex: &mut Exchange, wants: &Wants<'_>, position: usize) -> Result<
             Err(fault) => TryOutcome { result: Err((fault.reason, fault.proof)), grpc: None, latency: ended.since(begun) },
         };
         place.observe(&outcome, ended);
-        target.metrics.record(&outcome);
+        target.metrics.record(counted(&outcome), outcome.result.as_ref().ok().map(|(status, _)| (*status, outcome.latency)));
         ledger::note_try(ex, Try { span, started: begun, ended, endpoint: endpoint.clone(), result: match &sent {
             Ok(reply) => Ok(reply.status),
             Err(fault) => Err(fault.reason),
@@ -183,7 +204,9 @@ async fn tries(ex: &mut Exchange, wants: &Wants<'_>, position: usize) -> Result<
             };
             match retry.judge(&judge) {
                 Again::After(pause) => {
+                    target.metrics.retry();
                     ex.cx.trail.note("retry", Outcome::Retry, "", u64::from(tries), pause);
+                    ex.tally.retries.push(outcome.result.as_ref().map_or_else(|(reason, _)| reason.code(), |_| "status"));
                     discard(sent);
                     drop(place);
                     ex.tally.endpoint = Some(endpoint);
@@ -192,7 +215,7 @@ async fn tries(ex: &mut Exchange, wants: &Wants<'_>, position: usize) -> Result<
                     }
                     continue;
                 }
-                Again::No(why) => ex.tally.gave_up = why,
+                Again::No(why) => ex.tally.retries.push(why),
             }
         }
         if let Some(replay) = &replay {
@@ -205,7 +228,8 @@ async fn tries(ex: &mut Exchange, wants: &Wants<'_>, position: usize) -> Result<
         ex.tally.connect += reply.connect;
         strip_load_report(&mut reply.headers);
         ex.admission = Some(place);
-        return Ok(reply);
+        let Reply { status, headers, body, upgraded, .. } = reply;
+        return Ok(Got { status, headers, body, upgraded, made: false });
     }
 }
 
@@ -220,6 +244,13 @@ fn strip_load_report(headers: &mut HeaderMap) {
 /// Wraps the body so that it can be sent again, if another try may follow and there is a body.
 fn keep_body(body: &mut Body, retries: u32, limit: usize) -> Option<Replay> {
     (retries != 0 && limit != 0 && !body.is_end_stream()).then(|| Replay::new(std::mem::take(body), limit))
+}
+
+fn counted(outcome: &TryOutcome<'_>) -> Counted {
+    match &outcome.result {
+        Ok((status, _)) => Counted::of_status(*status),
+        Err((reason, _)) => Counted::of_reason(*reason),
+    }
 }
 
 /// Spares the policy a call for a plain success.

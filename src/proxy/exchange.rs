@@ -15,6 +15,8 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use onehop_filters::contract::mesh::Endpoint;
 use onehop_filters::contract::{Body, BodyError, Fault, Moment, Reason, RequestCx, now};
 
+use smallvec::SmallVec;
+
 use super::attempt::Admission;
 use super::ledger;
 use crate::runtime::wheel::{Deadline, deadline};
@@ -63,8 +65,8 @@ pub struct Tally {
     pub grpc: Option<u32>,
     /// Whether a trusted caller asked for the trail.
     pub debug: bool,
-    /// Why there was no further try, if there might have been one.
-    pub gave_up: &'static str,
+    /// Why each further try was made, and in the end why none was.
+    pub retries: SmallVec<[&'static str; 3]>,
     /// One entry per try, only kept when the request is traced.
     pub tries: Vec<Try>,
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Response, Uri, Version, header};
@@ -9,10 +10,9 @@ use onehop_filters::contract::trail::Outcome;
 use onehop_filters::contract::{Conn, Fault, Moment, Reason, now};
 
 use super::exchange::{End, Exchange, Outgoing, Try};
-use super::request::bare;
 use crate::fault;
-use crate::observe::access_log::{AccessLog, Record};
-use crate::observe::metrics;
+use crate::observe::access_log::AccessLog;
+use crate::observe::record::{Phases, Record};
 use crate::observe::spans::{AttemptSpan, ServerSpan};
 use crate::snapshot::Snapshot;
 
@@ -49,9 +49,11 @@ pub fn close(mut ex: Box<Exchange>, end: End) {
     let view = ex.view.clone();
     let route = ex.route.map_or(&view.unrouted, |i| &view.routes[i as usize]);
     let total = ended.since(ex.cx.started);
-    route.metrics.record(ex.tally.status, total, total.saturating_sub(ex.tally.upstream));
+    let waited = ex.tally.upstream + body_time(&ex, ended);
+    route.metrics.record(ex.tally.status, total, waited);
+    route.metrics.bodies(bytes_in(&ex), ex.tally.bytes_out);
     if let Some(reason) = reason {
-        metrics::rejected(reason);
+        view.engine.reject(reason);
     }
     if let Some(log) = &view.access_log {
         log.write(&record(&ex, &view, ended, reason, by, end == End::Aborted));
@@ -59,27 +61,58 @@ pub fn close(mut ex: Box<Exchange>, end: End) {
     if ex.cx.trace.sampled
         && let Some(tracer) = &view.tracer
     {
-        let attempts: Vec<AttemptSpan<'_>> = ex
-            .tally
-            .tries
-            .iter()
-            .map(|t| AttemptSpan {
-                span: t.span,
-                started: t.started,
-                ended: t.ended,
-                endpoint: &t.endpoint,
-                service: ex.tally.target.map_or("", |i| &view.targets[i].service.name),
-                result: t.result,
-            })
-            .collect();
-        tracer.record(&ServerSpan {
-            cx: &ex.cx,
-            status: ex.tally.status,
-            ended,
-            reason,
-            attempts: &attempts,
-        });
+        tracer.server_span(&span(&ex, ended, reason, &tries(&ex, &view)));
     }
+}
+
+fn tries<'a>(ex: &'a Exchange, view: &'a Snapshot) -> Vec<AttemptSpan<'a>> {
+    let service = ex.tally.target.map_or("", |i| &*view.targets[i].service.name);
+    let span = |t: &'a Try| AttemptSpan {
+        span: t.span,
+        service,
+        endpoint: Some(&t.endpoint.address),
+        status: t.result.ok(),
+        reason: t.result.err(),
+        started: t.started,
+        ended: t.ended,
+    };
+    ex.tally.tries.iter().map(span).collect()
+}
+
+fn span<'a>(
+    ex: &'a Exchange,
+    ended: Moment,
+    reason: Option<Reason>,
+    attempts: &'a [AttemptSpan<'a>],
+) -> ServerSpan<'a> {
+    let cx = &ex.cx;
+    ServerSpan {
+        trace: cx.trace,
+        link: None,
+        route: &cx.route.name,
+        method: &cx.method,
+        host: cx.host(),
+        path: cx.path(),
+        https: cx.https,
+        version: cx.version,
+        status: Some(ex.tally.status),
+        reason,
+        client_ip: Some(cx.client_ip),
+        user_agent: cx.headers.get(header::USER_AGENT).and_then(|v| v.to_str().ok()).unwrap_or_default(),
+        started: cx.started,
+        ended,
+        attempts,
+        trail: &cx.trail,
+    }
+}
+
+/// From the answer's head to its last byte; nothing for answers of our own.
+fn body_time(ex: &Exchange, ended: Moment) -> Duration {
+    if ex.tally.head == Moment::ZERO { Duration::ZERO } else { ended.since(ex.tally.head) }
+}
+
+fn bytes_in(ex: &Exchange) -> u64 {
+    ex.tally.bytes_in.as_ref().map_or(0, |n| n.load(Relaxed))
 }
 
 fn record<'a>(
@@ -95,41 +128,34 @@ fn record<'a>(
         request_id: cx.request_id.as_bytes(),
         method: cx.method.as_str(),
         host: cx.authority.as_str(),
-        path: cx.target.as_str(),
-        protocol: protocol(cx.version),
+        path: cx.target.as_str().as_bytes(),
+        protocol: Some(cx.version),
         status: tally.status.as_u16(),
-        reason: reason.map_or("", Reason::code),
+        reason,
         filter: by,
         route: &cx.route.name,
         listener: &cx.conn.listener,
         client_ip: Some(cx.client_ip),
-        user: cx.user.as_ref().map(|u| &*u.subject),
-        consumer: cx.consumer.as_ref().map(|c| &*c.name),
-        workload: cx.workload.as_ref().map(|w| &*w.id),
-        service: tally.target.map(|i| &*view.targets[i].service.name),
+        user: cx.user.as_ref().map_or("", |u| &u.subject),
+        consumer: cx.consumer.as_ref().map_or("", |c| &c.name),
+        workload: cx.workload.as_ref().map_or("", |w| &w.id),
+        service: tally.target.map_or("", |i| &view.targets[i].service.name),
         endpoint: tally.endpoint.as_ref().map(|e| &e.address),
         attempts: tally.attempts,
-        gave_up: tally.gave_up,
-        bytes_in: tally.bytes_in.as_ref().map_or(0, |n| n.load(Relaxed)),
+        retries: &tally.retries,
+        bytes_in: bytes_in(ex),
         bytes_out: tally.bytes_out,
-        grpc_status: tally.grpc,
         duration: ended.since(cx.started),
-        chain: tally.chain_done.since(cx.started),
-        connect: tally.connect,
-        upstream: tally.upstream,
-        body: if tally.head == Moment::ZERO { std::time::Duration::ZERO } else { ended.since(tally.head) },
+        phases: Phases {
+            chain: tally.chain_done.since(cx.started),
+            connect: tally.connect,
+            upstream: tally.upstream,
+            body: body_time(ex, ended),
+        },
         generation: view.generation,
         trace_id: cx.trace.trace_id,
         user_agent: cx.headers.get(header::USER_AGENT).map_or(b"", HeaderValue::as_bytes),
         aborted,
-    }
-}
-
-const fn protocol(version: Version) -> &'static str {
-    match version {
-        Version::HTTP_10 => "HTTP/1.0",
-        Version::HTTP_2 => "HTTP/2",
-        _ => "HTTP/1.1",
     }
 }
 
@@ -138,15 +164,14 @@ pub struct RawHead {
     method: Method,
     uri: Uri,
     version: Version,
-    grpc: bool,
+    grpc: Option<HeaderValue>,
 }
 
 impl RawHead {
     /// Of a head as hyper gives it.
     #[must_use]
     pub fn of(parts: &Parts) -> Self {
-        let grpc =
-            parts.headers.get(header::CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(b"application/grpc"));
+        let grpc = parts.headers.get(header::CONTENT_TYPE).filter(|v| fault::is_grpc(v)).cloned();
         Self { method: parts.method.clone(), uri: parts.uri.clone(), version: parts.version, grpc }
     }
 }
@@ -161,10 +186,11 @@ pub fn refuse(
     fault: &Fault,
 ) -> Response<Outgoing> {
     let id = super::headers::request_id::fresh();
-    let response = fault::respond_bare(fault, &id, raw.grpc, raw.method == Method::HEAD);
+    let asked = fault::Asked { request_id: id.as_bytes(), head: raw.method == Method::HEAD, grpc: raw.grpc.as_ref() };
+    let response = fault::response(fault, &asked);
     let log = view.access_log.as_deref();
     refused(log, view, conn, Some(raw), started, fault, &id, response.status().as_u16());
-    bare(response)
+    response.map(Outgoing::bare)
 }
 
 /// Writes down a head that the gate refused before hyper saw it.
@@ -183,7 +209,7 @@ fn refused(
     id: &HeaderValue,
     status: u16,
 ) {
-    metrics::rejected(fault.reason);
+    view.engine.reject(fault.reason);
     let took = now().since(started);
     view.unrouted.metrics.record(fault.reason.status(), took, took);
     let Some(log) = log else { return };
@@ -191,10 +217,10 @@ fn refused(
         request_id: id.as_bytes(),
         method: raw.map_or("", |r| r.method.as_str()),
         host: raw.and_then(|r| r.uri.authority()).map_or("", |a| a.as_str()),
-        path: raw.and_then(|r| r.uri.path_and_query()).map_or("", |p| p.as_str()),
-        protocol: raw.map_or("HTTP/1.1", |r| protocol(r.version)),
+        path: raw.and_then(|r| r.uri.path_and_query()).map_or(b"", |p| p.as_str().as_bytes()),
+        protocol: raw.map(|r| r.version),
         status,
-        reason: fault.reason.code(),
+        reason: Some(fault.reason),
         filter: if fault.by.is_empty() { "edge" } else { fault.by },
         listener: &conn.listener,
         client_ip: Some(conn.client.ip().to_canonical()),

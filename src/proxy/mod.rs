@@ -2,12 +2,14 @@
 
 pub mod attempt;
 pub mod deadline;
+pub mod embed;
 pub mod exchange;
 pub mod head;
 pub mod headers;
 pub mod ledger;
 pub mod replay;
 pub mod request;
+pub mod session;
 pub mod upgrade;
 
 use std::cell::Cell;

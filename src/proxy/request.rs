@@ -18,17 +18,18 @@ use super::exchange::{Exchange, Outgoing, Tally};
 use super::head::{Admitted, admit};
 use super::headers::forwarded::Stamp;
 use super::headers::{legal, request_id, trace, via};
-use super::{attempt, deadline, ledger, upgrade};
+use super::attempt::{self, Got};
+use super::{deadline, ledger, upgrade};
 use crate::edge::body::Inbound;
 use crate::edge::serve::Link;
 use crate::edge::tls::Acceptor;
 use crate::fault;
 use crate::observe::server_timing;
+use crate::route::explain::Candidate;
 use crate::route::rewrite;
 use crate::route::table::Probe;
 use crate::snapshot::cell::{Cell, View};
 use crate::snapshot::{Action, Listener, Route};
-use crate::upstream::Reply;
 
 /// What `Via` calls us (RFC 9110 section 7.6.3).
 const PSEUDONYM: &str = "onehop";
@@ -79,7 +80,7 @@ pub enum Arriving {
 }
 
 /// Serves one request.
-pub async fn serve(cell: Arc<Cell>, caller: Arc<Caller>, arrived: Arrived) -> Response<Outgoing> {
+pub async fn serve(cell: &Cell, caller: &Caller, arrived: Arrived) -> Response<Outgoing> {
     let view = cell.view();
     let started = now();
     let Arrived { parts, body, link, on_upgrade } = arrived;
@@ -93,7 +94,7 @@ pub async fn serve(cell: Arc<Cell>, caller: Arc<Caller>, arrived: Arrived) -> Re
         Err(fault) => return ledger::refuse(&view, &caller.conn, &raw, started, &fault),
     };
     let length = admitted.content_length;
-    let mut rq = begin(&view, listener, &caller, admitted, started);
+    let mut rq = begin(&view, listener, caller, admitted, started);
     rq.link = link;
     rq.on_upgrade = on_upgrade;
     take_body(&mut rq, listener, body, length);
@@ -207,7 +208,7 @@ fn take_body(rq: &mut Request, listener: &Listener, body: Arriving, length: Opti
             let counted = Arc::new(AtomicU64::new(0));
             rq.ex.tally.bytes_in = Some(counted.clone());
             let idle = listener.plan.limits.body_idle_timeout;
-            Body::stream(Inbound::new(incoming, limit, idle).counted(counted))
+                Body::stream(Inbound::new(incoming, rq.ex.cx.version, limit, idle).counted(counted))
         }
         Arriving::Made(body) => body,
     };
@@ -371,8 +372,8 @@ async fn call(rq: &mut Request, target: usize) -> Result<Answer, Fault> {
         grpc: rq.grpc,
         informational: relay.as_ref().map(|f| f as &(dyn Fn(StatusCode, HeaderMap) + Send + Sync)),
     };
-    let reply = attempt::forward(ex, &wants, target).await?;
-    let Reply { status, headers, body, upgraded, made, .. } = reply;
+    let got = attempt::forward(ex, &wants, target).await?;
+    let Got { status, headers, body, upgraded, made } = got;
     let origin = if made { Origin::Filter } else { Origin::Upstream };
     let mut rs = ResponseCx { status, headers, body, origin };
     let tunnel = match upgraded {
@@ -408,22 +409,23 @@ fn finish(rq: Request, route: &Route, rs: ResponseCx, tunnel: Option<upgrade::Tu
         headers.insert(super::REQUEST_ID.clone(), ex.cx.request_id.clone());
     }
     let streams = attempt::streams(status, &headers, grpc);
-    let outgoing = legal::Outgoing { status, headers, client: ex.cx.version, te_trailers, upgrade: tunnel.is_some() };
-    let no_body = ex.cx.method == Method::HEAD;
-    let (head, body) = match legal::response(outgoing, body, no_body) {
-        Ok(legal) => legal,
+    let upgrade = rq.upgrade.as_ref().filter(|_| tunnel.is_some());
+    // An extended CONNECT goes on as a GET where the endpoint speaks HTTP/1.1; its client still waits for CONNECT's answer.
+    let extended = upgrade.is_some() && ex.cx.version == Version::HTTP_2;
+    let method = if extended { Method::CONNECT } else { ex.cx.method.clone() };
+    let to = legal::Recipient { method: &method, version: ex.cx.version, te_trailers, upgrade };
+    let (mut head, ()) = Response::new(()).into_parts();
+    head.status = status;
+    head.headers = headers;
+    let mut body = body;
+    match legal::response(&mut head, &body.size_hint(), to) {
+        Ok(legal::Fate::Send) => {}
+        Ok(legal::Fate::Omit | legal::Fate::Tunnel) => body = Body::Empty,
         Err(fault) => {
             let rs = render(&mut ex, &fault);
-            let again = legal::Outgoing {
-                status: rs.status,
-                headers: rs.headers,
-                client: ex.cx.version,
-                te_trailers,
-                upgrade: false,
-            };
-            legal::response(again, rs.body, no_body).expect("our own faults are legal responses")
+            (head.status, head.headers, body) = (rs.status, rs.headers, rs.body);
         }
-    };
+    }
     ex.tally.status = head.status;
     let idle = route.idle_timeout;
     match tunnel {
@@ -433,4 +435,64 @@ fn finish(rq: Request, route: &Route, rs: ResponseCx, tunnel: Option<upgrade::Tu
         }
         None => Response::from_parts(head, Outgoing::new(body, ex, idle, streams)),
     }
+}
+
+/// What would become of a request that nobody sends.
+pub struct Hypothetical {
+    /// The head would be refused.
+    pub refused: Option<Fault>,
+    /// Routes that were looked at, and why each won or lost.
+    pub candidates: Vec<Candidate<u32>>,
+    /// The route, a position in the snapshot.
+    pub route: Option<u32>,
+    /// A filter's own answer or refusal; `None`: the request goes through.
+    pub verdict: Option<String>,
+    /// What each filter decided.
+    pub trail: Trail,
+    /// The target as the filters left it.
+    pub target: String,
+}
+
+/// Runs the head, the route and the chain of a request without charging quotas or calling anybody.
+pub async fn hypothetical(view: &Arc<View>, listener: &Listener, caller: &Caller, parts: Parts) -> Hypothetical {
+    let mut found = Hypothetical {
+        refused: None,
+        candidates: Vec::new(),
+        route: None,
+        verdict: None,
+        trail: Trail::default(),
+        target: String::new(),
+    };
+    let admitted = match admit(parts, &caller.conn, &listener.plan.limits, listener.plan.paths) {
+        Ok(admitted) => admitted,
+        Err(fault) => {
+            found.refused = Some(fault);
+            return found;
+        }
+    };
+    let probe = Probe {
+        host: admitted.authority.host(),
+        path: admitted.target.path(),
+        query: admitted.target.query(),
+        method: &admitted.method,
+        headers: &admitted.headers,
+    };
+    found.candidates = listener.table.explain(&probe);
+    let mut rq = begin(view, listener, caller, admitted, now());
+    found.route = rq.ex.route;
+    found.refused = rq.doomed.take();
+    let cx = &mut rq.ex.cx;
+    cx.dry_run = true;
+    cx.trail.timed = true;
+    if let Some(route) = found.route.map(|i| &view.routes[i as usize]) {
+        let mut ran = 0;
+        found.verdict = match chain(cx, route, &mut ran).await {
+            Ok(None) => None,
+            Ok(Some(reply)) => Some(reply.status().to_string()),
+            Err(fault) => Some(format!("{} {fault}", fault.reason.status())),
+        };
+    }
+    found.trail = cx.trail.clone();
+    found.target = format!("{}{}", cx.authority, cx.target);
+    found
 }

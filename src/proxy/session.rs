@@ -1,32 +1,62 @@
 //! A connection's side of the engine: what the edge calls with each request of it.
 
+use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::future::Future;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Request, Response, header};
 use hyper::body::Incoming;
 use onehop_filters::contract::Fault;
+use onehop_filters::contract::metrics::Registry;
 
 use super::exchange::Outgoing;
 use super::headers::forwarded::Stamp;
 use super::headers::request_id;
 use super::ledger;
-use super::request::{self, Caller};
-use crate::edge::serve::{Link, Serve, Settings, serve};
-use crate::edge::accept::{self, Accepted};
+use super::request::{self, Arrived, Arriving, Caller};
+use crate::edge::accept::{Accepted, Handler};
 use crate::edge::drain_signal::DrainSignal;
-use crate::edge::stream::Stream;
+use crate::edge::serve::{self, Link, Serve};
 use crate::fault;
-use crate::observe::metrics::ListenerMetrics;
 use crate::snapshot::cell::Cell;
+
+/// Makes a session of every accepted connection.
+pub struct Sessions {
+    cell: Arc<Cell>,
+    metrics: Arc<Registry>,
+}
+
+impl Sessions {
+    /// Sessions that read their routes from `cell`.
+    #[must_use]
+    pub const fn new(cell: Arc<Cell>, metrics: Arc<Registry>) -> Self {
+        Self { cell, metrics }
+    }
+}
+
+impl Handler for Sessions {
+    fn handle(&self, accepted: Accepted) {
+        let Accepted { io, first, conn, alpn, listener, settings, permit } = accepted;
+        let conn = Arc::new(conn);
+        let debug = self.cell.view().telemetry.debug_header.clone();
+        let stamp = Stamp::new(&conn, settings.plan.trusted.clone(), Some(debug));
+        let caller = Caller { conn: conn.clone(), stamp, tls: settings.tls.clone() };
+        let session = Arc::new(Session { cell: self.cell.clone(), caller, metrics: self.metrics.clone() });
+        let drain = DrainSignal::from(listener.drain.subscribe());
+        let edge = settings.edge.clone();
+        tokio::spawn(async move {
+            serve::serve(io.into_stream(first), session, Link::new(conn), edge, alpn, drain).await;
+            drop(permit);
+        });
+    }
+}
 
 /// Serves the requests of one connection.
 pub struct Session {
-    cell: Arc<Cell>,
-    caller: Caller,
-    metrics: Arc<ListenerMetrics>,
+    pub(super) cell: Arc<Cell>,
+    pub(super) caller: Caller,
+    metrics: Arc<Registry>,
 }
 
 impl Serve for Session {
@@ -34,12 +64,13 @@ impl Serve for Session {
     type Future = Pin<Box<dyn Future<Output = Response<Outgoing>> + Send>>;
 
     fn call(self: &Arc<Self>, mut rq: Request<Incoming>, link: &Arc<Link>) -> Self::Future {
-        let wants_upgrade = rq.headers().contains_key(http::header::UPGRADE)
-            || rq.extensions().get::<hyper::ext::Protocol>().is_some();
-        let on_upgrade = wants_upgrade.then(|| hyper::upgrade::on(&mut rq));
+        let switches =
+            rq.headers().contains_key(header::UPGRADE) || rq.extensions().get::<hyper::ext::Protocol>().is_some();
+        let on_upgrade = switches.then(|| hyper::upgrade::on(&mut rq));
         let (parts, body) = rq.into_parts();
-        let rq = request::Arrived { parts, body: request::Arriving::Wire(body), link: Some(link.clone()), on_upgrade };
-        Box::pin(request::serve(self.clone(), rq))
+        let arrived = Arrived { parts, body: Arriving::Wire(body), link: Some(link.clone()), on_upgrade };
+        let session = self.clone();
+        Box::pin(async move { request::serve(&session.cell, &session.caller, arrived).await })
     }
 
     fn reject(self: &Arc<Self>, _link: &Link, fault: &Fault) -> Bytes {
@@ -49,6 +80,10 @@ impl Serve for Session {
     }
 
     fn closed(self: &Arc<Self>, _link: &Link, why: &'static str) {
-        self.metrics.broken(why);
+        // The rare end of a connection: looking the counter up costs nobody.
+        let labels = &[("listener", &*self.caller.conn.listener), ("why", why)];
+        self.metrics
+            .counter("onehop_connections_broken_total", "Connections that ended other than by agreement.", labels)
+            .inc();
     }
 }

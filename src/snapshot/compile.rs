@@ -2,6 +2,7 @@
 //! from the estate. Nothing here changes the running system; errors leave no trace.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use onehop_filters::contract::entry::CheckTls;
@@ -11,12 +12,14 @@ use onehop_filters::contract::{
     Build, ConfigError, Directory, Entry, Filter, Node, Phase, Role, RouteInfo, RouteView, Span,
 };
 
+use rustls_pki_types::ServerName;
+
 use super::estate::Staging;
 use super::service::Service;
 use super::{Action, Fallback, Link, Listener, Route, Snapshot, Split, Target};
 use crate::config::plan::{self, Plan};
 use crate::observe::access_log::AccessLog;
-use crate::observe::metrics::{RouteMetrics, ServiceMetrics};
+use crate::observe::metrics::{EngineMetrics, RouteMetrics, ServiceMetrics};
 use crate::observe::spans::Tracer;
 use crate::route::table::{RouteSpec, Table};
 use crate::upstream::{self, Upstream, tls::ClientTls};
@@ -27,6 +30,8 @@ pub struct Compiler<'a, 'e> {
     pub entries: &'a [Entry],
     /// Metrics of the process.
     pub metrics: &'a Arc<Registry>,
+    /// What is counted once per process.
+    pub engine: &'a EngineMetrics,
     /// What outlives configs.
     pub staging: &'a mut Staging<'e>,
     /// Where exporters run.
@@ -52,6 +57,7 @@ pub fn compile(compiler: &mut Compiler<'_, '_>, plan: &Plan, generation: u64) ->
         routes,
         targets,
         unrouted: unrouted(compiler.metrics),
+        engine: compiler.engine.clone(),
         access_log,
         tracer,
         telemetry: plan.telemetry.clone(),
@@ -144,7 +150,11 @@ fn target(
     };
     let mut build = compiler.build(plan, directory, format!("services.{}", service.name), service.span);
     let upstream = connections(&mut build, service, tls.as_ref());
-    let check_tls = tls.as_ref().map(|tls| CheckTls { config: tls.config(), name: tls.name() });
+    let default = default_name(&service.discover.1).and_then(|n| ServerName::try_from(n).ok());
+    let check_tls = tls.as_ref().and_then(|(tls, _)| {
+        let nowhere = onehop_filters::contract::mesh::Address::Tcp(SocketAddr::from(([127, 0, 0, 1], 0)));
+        Some(CheckTls { config: tls.config(), name: tls.server_name(default.as_ref(), &nowhere).ok()? })
+    });
     let made = Service::build(service, entries, &mut build, check_tls)?;
     let upstream_of_removed = Arc::downgrade(&upstream);
     made.cluster.on_removed(move |endpoint| {
@@ -171,13 +181,12 @@ fn client_tls(
     directory: &Directory,
     service: &plan::Service,
     tls: &plan::UpstreamTls,
-) -> Result<Arc<ClientTls>, ConfigError> {
-    let host = default_name(&service.discover.1);
-    let made = ClientTls::new(tls, plan.workload.as_ref(), host.as_deref())
-        .map_err(|e| ConfigError::at(service.span, format!("service `{}`: tls: {e}", service.name)))?;
-    let shape = made.shape().to_owned();
+) -> Result<(Arc<ClientTls>, String), ConfigError> {
+    let wrong = |e| ConfigError::at(service.span, format!("service `{}`: tls: {e}", service.name));
+    let shape = upstream::tls::shape(tls, plan.workload.as_ref()).map_err(wrong)?;
+    let made = ClientTls::build(tls, plan.workload.as_ref()).map_err(wrong)?;
     let mut build = compiler.build(plan, directory, format!("services.{}", service.name), service.span);
-    Ok(build.keep("tls", &shape, || made))
+    Ok((build.keep("tls", &shape, || made), shape))
 }
 
 /// The host name that discovery starts from, for SNI when none is configured.
@@ -198,16 +207,17 @@ fn default_name(section: &Node) -> Option<String> {
     (!host.is_empty() && !host.contains('/')).then(|| host.trim_matches(['[', ']']).to_owned())
 }
 
-fn connections(build: &mut Build<'_>, service: &plan::Service, tls: Option<&Arc<ClientTls>>) -> Arc<Upstream> {
+fn connections(build: &mut Build<'_>, service: &plan::Service, tls: Option<&(Arc<ClientTls>, String)>) -> Arc<Upstream> {
     let settings = upstream::Settings {
         service: service.name.clone(),
         protocol: service.protocol,
-        tls: tls.cloned(),
+        tls: tls.map(|(tls, _)| tls.clone()),
         connect_timeout: service.connect_timeout,
         pool_idle: service.pool_idle,
-        ..upstream::Settings::default()
+        default_name: default_name(&service.discover.1).and_then(|n| ServerName::try_from(n).ok()),
+        ..upstream::Settings::new(service.name.clone())
     };
-    let shape = format!("{:?} {}", service.protocol, tls.map_or("", |t| t.shape()));
+    let shape = format!("{:?} {}", service.protocol, tls.map_or("", |(_, shape)| shape));
     let kept = build.keep("upstream", &shape, || Upstream::new(settings.clone()));
     let adjusted = kept.clone();
     build.at_publish(move || adjusted.adjust(settings));
@@ -345,7 +355,7 @@ fn telemetry(compiler: &mut Compiler<'_, '_>, plan: &Plan) -> Result<Sinks, Conf
     };
     let tracer = match &plan.telemetry.tracing {
         Some(tracing) => {
-            let made = Tracer::new(tracing, &control, &metrics)
+            let made = Tracer::new(tracing, &metrics, &control)
                 .map_err(|e| ConfigError::at(plan.source.span, format!("tracing: {e}")))?;
             Some(build.keep("tracing", &format!("{tracing:?}"), || made))
         }

@@ -15,7 +15,7 @@ use onehop_filters::contract::{Directory, Filter, Node, RouteInfo};
 
 use crate::config::plan;
 use crate::observe::access_log::AccessLog;
-use crate::observe::metrics::{RouteMetrics, ServiceMetrics};
+use crate::observe::metrics::{EngineMetrics, RouteMetrics, ServiceMetrics};
 use crate::observe::spans::Tracer;
 use crate::route::table::Table;
 use crate::upstream::Upstream;
@@ -39,6 +39,8 @@ pub struct Snapshot {
     pub access_log: Option<Arc<AccessLog>>,
     /// Where spans go.
     pub tracer: Option<Arc<Tracer>>,
+    /// What is counted once per process.
+    pub engine: EngineMetrics,
     /// `telemetry` as configured.
     pub telemetry: plan::Telemetry,
     /// `lifecycle` as configured.

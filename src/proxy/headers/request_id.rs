@@ -29,6 +29,12 @@ pub fn settle(headers: &mut HeaderMap, keep: bool, mut draw: impl FnMut() -> u64
     id
 }
 
+/// An id of our own, for what has no headers to carry one.
+#[must_use]
+pub fn fresh() -> HeaderValue {
+    hex(draw(), draw())
+}
+
 fn is_sound(id: &[u8]) -> bool {
     (1..=MAX_LEN).contains(&id.len()) && id.iter().all(u8::is_ascii_graphic)
 }
