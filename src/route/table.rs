@@ -265,7 +265,7 @@ impl<T> Table<T> {
         {
             return Some(hit);
         }
-        if self.longest_wildcard > 0 {
+        if !self.wildcards.is_empty() {
             for (dot, _) in probe.host.match_indices('.') {
                 let suffix = &probe.host[dot + 1..];
                 // A name must stand before the dot, or the star would match nothing.
@@ -311,11 +311,20 @@ impl<T> Table<T> {
         if regexes == 0 {
             return None;
         }
-        // Each node's regexes are sorted; those of several nodes have to be merged.
-        let mut all: SmallVec<[&Entry<T>; 16]> =
-            way.iter().flat_map(|(node, _)| self.slice(&self.nodes[*node as usize].regex)).collect();
-        all.sort_by_key(|e| e.rank());
-        all.into_iter().find(|e| e.holds(probe)).map(|e| Hit { value: &e.value, covered: probe.path.len() })
+        // Each node's regexes are sorted; those of several nodes are merged as far as needed.
+        let mut lists: SmallVec<[&[Entry<T>]; 16]> = way
+            .iter()
+            .map(|(node, _)| self.slice(&self.nodes[*node as usize].regex))
+            .filter(|l| !l.is_empty())
+            .collect();
+        loop {
+            let best = lists.iter_mut().filter(|l| !l.is_empty()).min_by_key(|l| l[0].rank())?;
+            let (entry, rest) = best.split_first()?;
+            *best = rest;
+            if entry.holds(probe) {
+                return Some(Hit { value: &entry.value, covered: probe.path.len() });
+            }
+        }
     }
 
     fn slice(&self, range: &Range<u32>) -> &[Entry<T>] {

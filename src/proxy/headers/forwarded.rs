@@ -292,7 +292,7 @@ mod tests {
             client,
             trusted: is_trusted(&trusted, client.ip().to_canonical()),
             mesh: false,
-            tls: tls.then(|| onehop_filters::contract::Tls { sni: None, version: "TLSv1.3", workload: None }),
+            tls: tls.then_some(onehop_filters::contract::Tls { sni: None, version: "TLSv1.3", workload: None }),
         };
         Stamp::new(&conn, trusted, Some(HeaderName::from_static("x-debug")))
     }
