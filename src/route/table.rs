@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher, BuildHasherDefault, Hasher};
 use std::ops::Range;
+use std::sync::Arc;
 
 use regex::bytes::Regex;
 use smallvec::SmallVec;
@@ -76,8 +77,8 @@ pub struct Table<T> {
 
 #[derive(Debug)]
 pub(super) struct Entry<T> {
-    pub(super) conditions: Option<Box<Conditions>>,
-    pub(super) regex: Option<Box<PathRegex>>,
+    pub(super) conditions: Option<Arc<Conditions>>,
+    pub(super) regex: Option<Arc<PathRegex>>,
     /// Position of the route in the list given.
     pub(super) order: u32,
     pub(super) node: u32,
@@ -153,6 +154,31 @@ impl PathRegex {
     }
 }
 
+/// One of a route's matches, ready to be placed under a host.
+struct Rule {
+    kind: Kind,
+    /// The literal path that its node stands for.
+    path: String,
+    regex: Option<Arc<PathRegex>>,
+    conditions: Option<Arc<Conditions>>,
+}
+
+impl Rule {
+    fn compile(rule: &Match) -> Result<Self, (String, regex::Error)> {
+        let (kind, path, regex) = match &rule.path {
+            None => (Kind::Prefix, String::new(), None),
+            Some(PathMatch::Prefix(p)) => (Kind::Prefix, canonical(p).trim_end_matches('/').to_owned(), None),
+            Some(PathMatch::Exact(p)) => (Kind::Exact, canonical(p).into_owned(), None),
+            Some(PathMatch::Regex(pattern)) => {
+                let regex = matcher::regex(pattern).map_err(|e| (pattern.clone(), e))?;
+                let regex = PathRegex { pattern: pattern.as_str().into(), regex };
+                (Kind::Regex, literal_start(pattern), Some(Arc::new(regex)))
+            }
+        };
+        Ok(Self { kind, path, regex, conditions: Conditions::compile(rule)?.map(Arc::new) })
+    }
+}
+
 impl<T: Clone> Table<T> {
     /// Compiles routes, given in file order.
     ///
@@ -190,24 +216,14 @@ impl<T: Clone> Table<T> {
         let any_host = [String::new()];
         let rules = if spec.matches.is_empty() { &everything[..] } else { &spec.matches };
         let hosts = if spec.hosts.is_empty() { &any_host[..] } else { &spec.hosts };
+        // Compiled once, shared by the route's hosts.
+        let rules = rules.iter().map(|rule| Rule::compile(rule).map_err(bad_regex)).collect::<Result<Vec<_>, _>>()?;
         for host in hosts {
             let root = self.root(host)?;
-            for rule in rules {
-                let (kind, node, regex) = match &rule.path {
-                    None => (Kind::Prefix, root, None),
-                    Some(PathMatch::Prefix(p)) => {
-                        (Kind::Prefix, self.grow(root, canonical(p).trim_end_matches('/'))?, None)
-                    }
-                    Some(PathMatch::Exact(p)) => (Kind::Exact, self.grow(root, &canonical(p))?, None),
-                    Some(PathMatch::Regex(pattern)) => {
-                        let regex = matcher::regex(pattern).map_err(|e| bad_regex((pattern.clone(), e)))?;
-                        let regex = PathRegex { pattern: pattern.as_str().into(), regex };
-                        (Kind::Regex, self.grow(root, &literal_start(pattern))?, Some(Box::new(regex)))
-                    }
-                };
-                let conditions = Conditions::compile(rule).map_err(bad_regex)?;
-                let value = value.clone();
-                self.entries.push(Entry { conditions, regex, order: index(order)?, node, kind, value });
+            for Rule { kind, path, regex, conditions } in &rules {
+                let node = self.grow(root, path)?;
+                let (regex, conditions, value) = (regex.clone(), conditions.clone(), value.clone());
+                self.entries.push(Entry { conditions, regex, order: index(order)?, node, kind: *kind, value });
             }
         }
         Ok(())
