@@ -28,7 +28,7 @@ fn lookups(c: &mut Criterion) {
     let mut group = c.benchmark_group("route");
     for routes in [10, 1_000, 10_000] {
         let table = table(routes);
-        let (even, odd) = (routes / 2 & !1, routes / 2 | 1);
+        let (even, odd) = ((routes / 2) & !1, (routes / 2) | 1);
         for (kind, path) in [
             ("exact", format!("/v1/service-{even}/status")),
             ("prefix", format!("/v1/service-{odd}/items/4711/lines")),

@@ -254,7 +254,7 @@ fn split_unquoted(text: &[u8], separator: u8) -> impl Iterator<Item = &[u8]> {
 
 thread_local! {
     /// Authorities this thread saw last, as field values: the same few come again and again. Bounded by its slots.
-    static RECENT: RefCell<[Option<(Authority, HeaderValue)>; 16]> = const { RefCell::new([const { None }; 16]) };
+    static RECENT: RefCell<[Option<HeaderValue>; 16]> = const { RefCell::new([const { None }; 16]) };
 }
 
 /// An authority as a field value.
@@ -263,14 +263,14 @@ pub fn host_value(authority: &Authority) -> HeaderValue {
     let raw = authority.as_str().as_bytes();
     let slot = (raw.len() ^ raw.iter().take(4).fold(0usize, |mix, b| mix.rotate_left(3) ^ usize::from(*b))) % 16;
     RECENT.with_borrow_mut(|recent| {
-        if let Some((known, value)) = &recent[slot]
-            && known.as_str() == authority.as_str()
+        if let Some(known) = &recent[slot]
+            && known.as_bytes() == raw
         {
-            return value.clone();
+            return known.clone();
         }
-        // An authority is visible ASCII.
+        // Copied, so that no read buffer lives on in it. An authority is visible ASCII.
         let value = HeaderValue::from_bytes(raw).unwrap_or_else(|_| HeaderValue::from_static("unknown"));
-        recent[slot] = Some((authority.clone(), value.clone()));
+        recent[slot] = Some(value.clone());
         value
     })
 }
@@ -292,7 +292,7 @@ mod tests {
             client,
             trusted: is_trusted(&trusted, client.ip().to_canonical()),
             mesh: false,
-            tls: tls.then(|| onehop_filters::contract::Tls { sni: None, version: "TLSv1.3", workload: None }),
+            tls: tls.then_some(onehop_filters::contract::Tls { sni: None, version: "TLSv1.3", workload: None }),
         };
         Stamp::new(&conn, trusted, Some(HeaderName::from_static("x-debug")))
     }

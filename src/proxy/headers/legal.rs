@@ -22,6 +22,8 @@ pub struct Recipient<'a> {
     pub te_trailers: bool,
     /// The protocol that was asked for upstream, lower-case, if any.
     pub upgrade: Option<&'a HeaderValue>,
+    /// The request went to the endpoint as an extended CONNECT (RFC 8441), where any 2xx opens the tunnel.
+    pub connected: bool,
 }
 
 /// What becomes of a response's body.
@@ -47,6 +49,15 @@ pub fn response(head: &mut response::Parts, size: &SizeHint, to: Recipient<'_>) 
     }
     if !(200..=599).contains(&head.status.as_u16()) {
         return Err(bad("the status is not final"));
+    }
+    if *to.method == Method::CONNECT && head.status.is_success() {
+        // To this client a 2xx means that the tunnel is open, so it must be.
+        if !to.connected {
+            return Err(bad("the endpoint did not switch protocols"));
+        }
+        hop::strip(&mut head.headers);
+        head.headers.remove(CONTENT_LENGTH);
+        return Ok(Fate::Tunnel);
     }
     let announced = announced_trailers(&head.headers, to);
     // What is said about a body that does not come may stay: it describes the one a GET would get.
@@ -205,8 +216,13 @@ mod tests {
 
     use super::*;
 
-    const GET: Recipient<'_> =
-        Recipient { method: &Method::GET, version: Version::HTTP_11, te_trailers: false, upgrade: None };
+    const GET: Recipient<'_> = Recipient {
+        method: &Method::GET,
+        version: Version::HTTP_11,
+        te_trailers: false,
+        upgrade: None,
+        connected: false,
+    };
 
     fn run(
         status: u16,
@@ -289,6 +305,15 @@ mod tests {
         assert!(run(101, &[("upgrade", "h2c")], SizeHint::default(), asked).is_err());
         assert!(run(101, &[("upgrade", "websocket, h2c")], SizeHint::default(), asked).is_err());
         assert!(run(101, &[], SizeHint::default(), asked).is_err());
+    }
+
+    #[test]
+    fn a_connect_opens_a_tunnel_or_fails() {
+        let connect = Recipient { method: &Method::CONNECT, version: Version::HTTP_2, ..GET };
+        assert_eq!(run(200, &[], SizeHint::default(), connect).unwrap_err(), Reason::BadResponse);
+        let connected = Recipient { connected: true, ..connect };
+        assert_eq!(run(200, &[], SizeHint::default(), connected).unwrap().1, Fate::Tunnel);
+        assert_eq!(run(403, &[], SizeHint::default(), connect).unwrap().1, Fate::Send);
     }
 
     #[test]
