@@ -132,7 +132,7 @@ pub fn run() -> ExitCode {
         Some(Command::Check { config, view, .. }) => check::check(&sources(&config.config), &view),
         Some(Command::Demo { once }) => serve::demo(once),
         Some(Command::Explain { config, method, url, headers }) => {
-            serve::explain(sources(&config.config), method, url, headers)
+            serve::explain(&sources(&config.config), method, url, headers)
         }
         Some(Command::Filters { name }) => docs::filters(name.as_deref()),
         Some(Command::Schema) => docs::schema(),

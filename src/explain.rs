@@ -5,13 +5,16 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::header::HOST;
 use http::{HeaderName, HeaderValue, Method, Request, Uri};
 use onehop_filters::contract::Conn;
 use onehop_filters::contract::metrics::Registry;
 
 use crate::config::{self, Source};
 use crate::config::plan;
-use crate::proxy::request::{self, Hypothetical};
+use crate::observe::metrics::EngineMetrics;
+use crate::proxy::headers::forwarded::Stamp;
+use crate::proxy::request::{self, Caller, Hypothetical};
 use crate::snapshot::cell::Cell;
 use crate::snapshot::compile::{Compiler, compile};
 use crate::snapshot::estate::Estate;
@@ -20,13 +23,11 @@ use crate::snapshot::{Action, Listener, Snapshot};
 /// A request nobody sends.
 pub struct Question {
     /// Method.
-    pub method: String,
+    pub method: Method,
     /// Absolute URL, or a path (then a `host` header says the rest).
-    pub url: String,
-    /// `name: value`.
-    pub headers: Vec<String>,
-    /// Listener; default: every one.
-    pub listener: Option<String>,
+    pub url: Uri,
+    /// Fields.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 /// Answers on standard output.
@@ -66,27 +67,26 @@ async fn answer(mut plan: plan::Plan, question: &Question) -> Result<String, Str
     let registry = Arc::new(Registry::default());
     let control = tokio::runtime::Handle::current();
     let mut staging = estate.stage();
-    let mut compiler =
-        Compiler { entries: onehop_filters::BUILTIN, metrics: &registry, staging: &mut staging, control: &control };
+    let mut compiler = Compiler {
+        entries: onehop_filters::BUILTIN,
+        metrics: &registry,
+        engine: &EngineMetrics::new(&registry),
+        staging: &mut staging,
+        control: &control,
+    };
     let snapshot = compile(&mut compiler, &plan, 1).map_err(|errors| plan.files.report(errors).to_string())?;
     staging.publish(&control);
     let cell = Cell::new(snapshot);
     settle(&cell.load()).await;
-    let rq = question.request()?;
     let view = cell.view();
     let mut text = String::new();
-    let mut any = false;
     for listener in &view.listeners {
-        if question.listener.as_ref().is_some_and(|name| **name != *listener.plan.name) {
-            continue;
-        }
-        any = true;
         text.push_str(&format!("listener {}\n", listener.plan.name));
-        let rq = clone(&rq);
-        let found = request::hypothetical(&view, listener, rq, conn(listener)).await;
+        let caller = caller(&view, listener);
+        let found = request::hypothetical(&view, listener, &caller, question.request().into_parts().0).await;
         write(&mut text, &view, &found);
     }
-    if any { Ok(text) } else { Err("there is no such listener".to_owned()) }
+    Ok(text)
 }
 
 /// Gives discovery and keys a moment: a request a second after start would find them too.
@@ -100,37 +100,24 @@ async fn settle(snapshot: &Arc<Snapshot>) {
 }
 
 impl Question {
-    fn request(&self) -> Result<Request<()>, String> {
-        let method: Method = self.method.to_ascii_uppercase().parse().map_err(|_| format!("`{}` is not a method", self.method))?;
-        let uri: Uri = self.url.parse().map_err(|e| format!("`{}` is not a URL: {e}", self.url))?;
+    fn request(&self) -> Request<()> {
         let mut rq = Request::new(());
-        *rq.method_mut() = method;
-        *rq.uri_mut() = uri;
-        for line in &self.headers {
-            let (name, value) = line.split_once(':').ok_or_else(|| format!("`{line}` is not `name: value`"))?;
-            let name: HeaderName = name.trim().parse().map_err(|_| format!("`{name}` is not a header name"))?;
-            let value: HeaderValue = value.trim().parse().map_err(|_| format!("`{line}` has no valid value"))?;
-            rq.headers_mut().append(name, value);
+        rq.method_mut().clone_from(&self.method);
+        rq.uri_mut().clone_from(&self.url);
+        for (name, value) in &self.headers {
+            rq.headers_mut().append(name.clone(), value.clone());
         }
-        if rq.uri().authority().is_none() && !rq.headers().contains_key(http::header::HOST) {
-            rq.headers_mut().insert(http::header::HOST, HeaderValue::from_static("localhost"));
+        if self.url.authority().is_none() && !rq.headers().contains_key(HOST) {
+            rq.headers_mut().insert(HOST, HeaderValue::from_static("localhost"));
         }
-        Ok(rq)
+        rq
     }
 }
 
-fn clone(rq: &Request<()>) -> Request<()> {
-    let mut copy = Request::new(());
-    copy.method_mut().clone_from(rq.method());
-    copy.uri_mut().clone_from(rq.uri());
-    copy.headers_mut().clone_from(rq.headers());
-    copy
-}
-
-/// A caller on this machine, over the listener's own kind of connection.
-fn conn(listener: &Listener) -> Arc<Conn> {
+/// A caller on this machine that is believed, over the listener's own kind of connection.
+fn caller(view: &Snapshot, listener: &Listener) -> Caller {
     let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
-    Arc::new(Conn {
+    let conn = Arc::new(Conn {
         id: 0,
         listener: listener.plan.name.clone(),
         peer: loopback,
@@ -139,7 +126,9 @@ fn conn(listener: &Listener) -> Arc<Conn> {
         trusted: true,
         mesh: listener.plan.mesh,
         tls: None,
-    })
+    });
+    let stamp = Stamp::new(&conn, listener.plan.trusted.clone(), Some(view.telemetry.debug_header.clone()));
+    Caller { conn, stamp, tls: None }
 }
 
 fn write(text: &mut String, view: &Snapshot, found: &Hypothetical) {
@@ -152,7 +141,8 @@ fn write(text: &mut String, view: &Snapshot, found: &Hypothetical) {
         line(format!("refused: {fault} ({})", fault.reason.status()));
     }
     for candidate in &found.candidates {
-        line(format!("candidate {}: {}", candidate.route, candidate.why));
+        let name = &view.routes[candidate.value as usize].info.name;
+        line(format!("candidate {name} ({} {}): {}", candidate.host, candidate.path, candidate.verdict));
     }
     let Some(route) = found.route.map(|i| &view.routes[i as usize]) else {
         line("no route: 404".to_owned());

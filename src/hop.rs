@@ -384,6 +384,26 @@ impl Shared {
     }
 }
 
+/// Builds everything a plan describes and throws it away: certificates, keys, filters. Binds nothing, starts nothing.
+///
+/// # Errors
+/// Everything that is wrong.
+pub fn check(plan: &Plan, entries: &'static [Entry]) -> Result<(), Report> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime
+        .map_err(|e| plan.files.report(vec![ConfigError::at(plan.source.span, format!("no runtime: {e}"))]))?;
+    let _inside = runtime.enter();
+    let registry = Arc::new(Registry::default());
+    let estate = Estate::default();
+    let engine = EngineMetrics::new(&registry);
+    build(entries, &registry, &engine, &mut estate.stage(), runtime.handle(), plan, 0)?;
+    for listener in plan.listeners.values() {
+        crate::edge::listener::Settings::check(listener, plan.workload.as_ref())
+            .map_err(|e| plan.files.report(vec![e]))?;
+    }
+    Ok(())
+}
+
 /// `onehop run`.
 #[must_use]
 pub fn run(sources: Vec<Source>) -> std::process::ExitCode {

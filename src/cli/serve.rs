@@ -5,35 +5,30 @@ use std::process::ExitCode;
 use http::{HeaderName, HeaderValue, Method, Uri};
 use onehop::config::plan::Plan;
 use onehop::config::{Report, Source};
-
-use super::BAD;
+use onehop::explain::Question;
+use onehop::{demo as tour, explain as answer, hop};
 
 /// Builds everything a plan describes (certificates, filters) and throws it away: the second half of `check`.
-pub fn compile(_plan: &Plan) -> Result<(), Report> {
-    Ok(())
+pub fn compile(plan: &Plan) -> Result<(), Report> {
+    hop::check(plan, onehop_filters::BUILTIN)
 }
 
 /// Serves until a signal ends it.
-pub fn run(_sources: Vec<Source>) -> ExitCode {
-    absent("run")
+pub fn run(sources: Vec<Source>) -> ExitCode {
+    hop::run(sources)
 }
 
 /// The tour.
-pub fn demo(_once: bool) -> ExitCode {
-    absent("demo")
+pub fn demo(once: bool) -> ExitCode {
+    tour::run(once)
 }
 
 /// Answers for a hypothetical request.
 pub fn explain(
-    _sources: Vec<Source>,
-    _method: Method,
-    _url: Uri,
-    _headers: Vec<(HeaderName, HeaderValue)>,
+    sources: &[Source],
+    method: Method,
+    url: Uri,
+    headers: Vec<(HeaderName, HeaderValue)>,
 ) -> ExitCode {
-    absent("explain")
-}
-
-fn absent(command: &str) -> ExitCode {
-    eprintln!("onehop: this build has no `{command}`");
-    ExitCode::from(BAD)
+    answer::run(sources, &Question { method, url, headers })
 }

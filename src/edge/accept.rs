@@ -19,6 +19,7 @@ use tokio_rustls::server::TlsStream;
 
 use super::accept_io::{Io, Plain, Rewind};
 use super::listener::{ListenerState, Settings};
+pub use super::serve::Alpn;
 use super::proxy_protocol::{Parsed, Proxied, ProxyError, parse};
 use super::tls::Acceptor;
 use super::tls_peer::{BadNames, workload};
@@ -41,17 +42,6 @@ pub struct Accepted {
     pub settings: Arc<Settings>,
     /// Counts it as alive; to be dropped last.
     pub permit: Ticket,
-}
-
-/// The protocol of a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Alpn {
-    /// HTTP/1.1.
-    H1,
-    /// HTTP/2.
-    H2,
-    /// In the clear, and the listener takes both: the first bytes tell.
-    Unknown,
 }
 
 /// Serves connections. Called on the worker the connection belongs to, inside its runtime; must not block: it spawns.

@@ -160,6 +160,9 @@ impl Body for Inbound {
                     continue;
                 }
                 this.seen += data.len() as u64;
+                if let Some(count) = &this.count {
+                    count.fetch_add(data.len() as u64, Relaxed);
+                }
                 if this.seen > this.limit {
                     return this.fail(too_large());
                 }

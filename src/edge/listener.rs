@@ -131,6 +131,14 @@ impl ListenerState {
 }
 
 impl Settings {
+    /// Reads the certificates of a listener, as it would when it opens.
+    ///
+    /// # Errors
+    /// A certificate, key or CA cannot be used.
+    pub fn check(plan: &Listener, identity: Option<&TlsIdentity>) -> Result<(), ConfigError> {
+        Self::acceptor(plan, identity, None).map(drop)
+    }
+
     fn acceptor(
         plan: &Listener,
         identity: Option<&TlsIdentity>,

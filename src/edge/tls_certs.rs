@@ -18,7 +18,7 @@ use x509_parser::prelude::FromDer;
 use super::tls::PROVIDER;
 
 /// A certificate as `/certs` shows it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct CertInfo {
     /// Name of the listener.
     pub listener: Arc<str>,

@@ -1,6 +1,6 @@
 //! The API loop: judge the head, match the route, run its chain, act, and walk back out.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
@@ -25,14 +25,12 @@ use crate::edge::serve::Link;
 use crate::edge::tls::Acceptor;
 use crate::fault;
 use crate::observe::server_timing;
-use crate::route::explain::Candidate;
-use crate::route::rewrite;
-use crate::route::table::Probe;
+use crate::route::{Candidate, Probe, rewrite};
 use crate::snapshot::cell::{Cell, View};
 use crate::snapshot::{Action, Listener, Route};
 
-/// What `Via` calls us (RFC 9110 section 7.6.3).
-const PSEUDONYM: &str = "onehop";
+/// What `Via` calls us (RFC 9110 section 7.6.3): no two processes share it, or a chain of them would look like a loop.
+static PSEUDONYM: LazyLock<String> = LazyLock::new(|| format!("onehop-{:08x}", request_id::draw() >> 32));
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
 /// What an attempt needs to know of the client's side.
@@ -136,10 +134,10 @@ fn begin(
     let trace = trace_of(view, &headers, near);
     let mut doomed = None;
     if plan.via {
-        if via::is_loop(&headers, PSEUDONYM) {
+        if via::is_loop(&headers, &PSEUDONYM) {
             doomed = Some(Fault::new(Reason::LoopDetected).by("via"));
         }
-        via::add(&mut headers, version, PSEUDONYM);
+        via::add(&mut headers, version, &PSEUDONYM);
     }
     if let Some(tls) = &caller.tls
         && tls.misdirected(conn.tls.as_ref().and_then(|t| t.sni.as_deref()), authority.host())
@@ -149,10 +147,10 @@ fn begin(
 
     let probe =
         Probe { host: authority.host(), path: target.path(), query: target.query(), method: &method, headers: &headers };
-    let found = listener.table.find(&probe).map(|hit| (*hit.value, hit.covered));
+    let found = listener.table.lookup(&probe).map(|hit| (*hit.value, hit.covered));
     let route = found.map_or(&view.unrouted, |(i, _)| &view.routes[i as usize]);
     let left = left.filter(|_| near || route.inherit_deadline || grpc);
-    let cx = RequestCx {
+    let mut cx = RequestCx {
         conn: conn.clone(),
         started,
         method,
@@ -173,9 +171,10 @@ fn begin(
         trace,
         upstream_host: None,
         reply_headers: SmallVec::new(),
-        trail: Trail { timed: debug || trace.sampled, ..Trail::default() },
+        trail: Trail::default(),
         dry_run: false,
     };
+    cx.trail.timed = debug || trace.sampled;
     let tally = Tally { debug, ..Tally::default() };
     let ex = Box::new(Exchange { cx, view: view.clone(), route: found.map(|(i, _)| i), tally, admission: None });
     Request { ex, te_trailers, expect_continue, upgrade, grpc, link: None, on_upgrade: None, doomed }
@@ -393,7 +392,7 @@ fn render(ex: &mut Exchange, fault: &Fault) -> ResponseCx {
 
 /// Makes the head legal for the client's version, ties the exchange to the body, and starts a tunnel if one was agreed.
 fn finish(rq: Request, route: &Route, rs: ResponseCx, tunnel: Option<upgrade::Tunnel>) -> Response<Outgoing> {
-    let Request { mut ex, te_trailers, grpc, link, .. } = rq;
+    let Request { mut ex, te_trailers, grpc, upgrade: wanted, .. } = rq;
     let ResponseCx { status, mut headers, body, origin } = rs;
     for (name, value) in ex.cx.reply_headers.drain(..) {
         if name == header::VARY { headers.append(name, value) } else { headers.insert(name, value).is_some() };
@@ -403,17 +402,17 @@ fn finish(rq: Request, route: &Route, rs: ResponseCx, tunnel: Option<upgrade::Tu
         headers.insert(SERVER_TIMING, server_timing::header(&ex.cx.trail, total));
     }
     if origin == Origin::Upstream && ex.view.listener(&ex.cx.conn.listener).is_some_and(|l| l.plan.via) {
-        via::add(&mut headers, Version::HTTP_11, PSEUDONYM);
+        via::add(&mut headers, Version::HTTP_11, &PSEUDONYM);
     }
     if origin == Origin::Fault || (origin == Origin::Filter && !headers.contains_key(&super::REQUEST_ID)) {
         headers.insert(super::REQUEST_ID.clone(), ex.cx.request_id.clone());
     }
     let streams = attempt::streams(status, &headers, grpc);
-    let upgrade = rq.upgrade.as_ref().filter(|_| tunnel.is_some());
+    let upgrade = wanted.as_ref().filter(|_| tunnel.is_some());
     // An extended CONNECT goes on as a GET where the endpoint speaks HTTP/1.1; its client still waits for CONNECT's answer.
     let extended = upgrade.is_some() && ex.cx.version == Version::HTTP_2;
     let method = if extended { Method::CONNECT } else { ex.cx.method.clone() };
-    let to = legal::Recipient { method: &method, version: ex.cx.version, te_trailers, upgrade };
+    let to = legal::Recipient { method: &method, version: ex.cx.version, te_trailers, upgrade, connected: extended };
     let (mut head, ()) = Response::new(()).into_parts();
     head.status = status;
     head.headers = headers;

@@ -21,7 +21,7 @@ use crate::config::plan::{self, Plan};
 use crate::observe::access_log::AccessLog;
 use crate::observe::metrics::{EngineMetrics, RouteMetrics, ServiceMetrics};
 use crate::observe::spans::Tracer;
-use crate::route::table::{RouteSpec, Table};
+use crate::route::{RouteSpec, Table};
 use crate::upstream::{self, Upstream, tls::ClientTls};
 
 /// What compiling needs beside the plan.
@@ -315,7 +315,7 @@ fn listeners(plan: &Plan, errors: &mut Vec<ConfigError>) -> Vec<Listener> {
         let mine = plan.routes.iter().zip(0u32..).filter(|(r, _)| {
             r.listeners.as_ref().is_none_or(|names| names.iter().any(|n| n == name))
         });
-        match Table::build(mine.map(|(route, i)| (RouteSpec::from(route), i)).collect()) {
+        match Table::build(mine.map(|(route, i)| (RouteSpec::from(route), i))) {
             Ok(table) => listeners.push(Listener { plan: listener.clone(), table }),
             Err(e) => errors.push(ConfigError::at(listener.span, e.to_string())),
         }

@@ -17,7 +17,7 @@ use crate::config::plan;
 use crate::observe::access_log::AccessLog;
 use crate::observe::metrics::{EngineMetrics, RouteMetrics, ServiceMetrics};
 use crate::observe::spans::Tracer;
-use crate::route::table::Table;
+use crate::route::Table;
 use crate::upstream::Upstream;
 use service::Service;
 

@@ -57,7 +57,9 @@ pub fn write(headers: &mut HeaderMap, trace: &Trace, span: u64) {
     headers.insert(TRACEPARENT, format_parent(trace, span));
 }
 
-fn format_parent(trace: &Trace, span: u64) -> HeaderValue {
+/// `traceparent` for the next hop.
+#[must_use]
+pub fn format_parent(trace: &Trace, span: u64) -> HeaderValue {
     let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
     put_hex(&mut text[3..35], trace.trace_id);
     put_hex(&mut text[36..52], u128::from(span));
