@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use http::HeaderValue;
+use percent_encoding::{AsciiSet, utf8_percent_encode};
 
 use super::expr::Expr;
 use super::request::RequestCx;
@@ -93,6 +94,20 @@ impl Template {
                 Some(Cow::Owned(out))
             }
         }
+    }
+
+    /// The value as text whose expressions are percent-encoded and whose own text is as written; `None` if the request
+    /// lacks an attribute.
+    #[must_use]
+    pub fn encoded(&self, rq: &RequestCx, set: &'static AsciiSet) -> Option<String> {
+        let mut out = String::with_capacity(64);
+        for part in &self.parts {
+            match part {
+                Part::Text(t) => out.push_str(t),
+                Part::Expr(e) => out.extend(utf8_percent_encode(&e.text(rq)?, set)),
+            }
+        }
+        Some(out)
     }
 
     /// Whether it is the same for every request.
