@@ -49,8 +49,7 @@ impl Report {
     /// Orders errors by place and drops repeats.
     #[must_use]
     pub fn sorted(files: Files, mut errors: Vec<ConfigError>) -> Self {
-        errors.sort_by_key(|e| e.span.map_or((u16::MAX, 0, 0), |s| (s.file, s.line, s.column)));
-        errors.dedup();
+        by_place(&mut errors);
         Self { files, errors }
     }
     /// For tools: a list of `{severity, file, line, column, message, help}`.
@@ -63,6 +62,12 @@ impl Report {
     pub fn lines(&self) -> Vec<String> {
         self.errors.iter().map(|e| headline(&self.files, "error", e)).collect()
     }
+}
+
+/// Orders by place and drops repeats.
+pub(super) fn by_place(found: &mut Vec<ConfigError>) {
+    found.sort_by_key(|e| e.span.map_or((u16::MAX, 0, 0), |s| (s.file, s.line, s.column)));
+    found.dedup();
 }
 
 impl fmt::Display for Report {

@@ -20,7 +20,7 @@ use super::plan::{
     AccessLog, Admin, Bind, ConsumerPlan, Lifecycle, Plan, PlanPlan, Telemetry, TlsIdentity, Tracing,
 };
 use super::raw;
-use super::report::Files;
+use super::report::{Files, by_place};
 use check::Names;
 
 /// The plan of a merged tree whose variables are filled in; `None` if no plan can be made of it. It is good only if no
@@ -96,7 +96,8 @@ impl<'a> Lower<'a> {
             warnings: Vec::new(),
         };
         self.cross_check(&plan);
-        let warnings = std::mem::take(&mut self.warnings);
+        let mut warnings = std::mem::take(&mut self.warnings);
+        by_place(&mut warnings);
         Some(Plan { warnings, ..plan })
     }
 

@@ -29,6 +29,9 @@ impl Lower<'_> {
             let caused = cut.iter().any(|k: &String| e.message == format!("`{k}` is missing"))
                 || (!cut.is_empty() && e.message.ends_with("found nothing"));
             let by_key = e.message.starts_with("unknown key");
+            if by_key && let Some(meant) = e.help.as_deref().and_then(|h| h.strip_prefix("did you mean `")) {
+                cut.insert(meant.trim_end_matches("`?").to_owned());
+            }
             if !caused {
                 self.errors.push(e);
             }
