@@ -106,7 +106,8 @@ fn files_are_merged_and_clashes_name_both_places() {
     let names: Vec<&str> = plan.routes.iter().map(|r| &*r.name).collect();
     assert_eq!(names, ["a", "b"]);
 
-    let c = "version: 1\nadmin: { bind: none }\nlisteners:\n  web: { bind: 0.0.0.0:81 }\nroutes: [{ name: a, to: s }]\n";
+    let c =
+        "version: 1\nadmin: { bind: none }\nlisteners:\n  web: { bind: 0.0.0.0:81 }\nroutes: [{ name: a, to: s }]\n";
     let d = "admin: { bind: none }\n";
     let report = load(&[("a.yaml", a), ("b.yaml", b), ("c.yaml", c), ("d.yaml", d)]).err().expect("clashes");
     let found: Vec<String> = report.lines();

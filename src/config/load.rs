@@ -272,7 +272,9 @@ fn join(
         }
         (Merge::List, Value::Seq(known), Value::Seq(more)) => known.extend(more),
         (Merge::Once | Merge::Same, ..) => errors.push(twice(&format!("`{}`", key.name), key.span, first.span)),
-        (Merge::Names, ..) => errors.push(ConfigError::at(node.span, "expected a map").help("write names and sections")),
+        (Merge::Names, ..) => {
+            errors.push(ConfigError::at(node.span, "expected a map").help("write names and sections"))
+        }
         (Merge::List, ..) => errors.push(ConfigError::at(node.span, "expected a list").help("begin items with `- `")),
     }
 }

@@ -92,8 +92,11 @@ pub fn text(files: &Files, severity: &str, found: &[ConfigError]) -> String {
             let number = span.line.to_string();
             let gutter = " ".repeat(number.len());
             // A tab keeps its width under itself, so that the caret stands where the eye expects it.
-            let lead: String =
-                line.chars().take((span.column as usize).saturating_sub(1)).map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
+            let lead: String = line
+                .chars()
+                .take((span.column as usize).saturating_sub(1))
+                .map(|c| if c == '\t' { '\t' } else { ' ' })
+                .collect();
             out += &format!("{gutter} |\n{number} | {line}\n{gutter} | {lead}^\n");
         }
         if let Some(help) = &e.help {
@@ -136,7 +139,8 @@ mod tests {
     #[test]
     fn an_error_shows_its_line_and_a_caret() {
         let files = Files::new(vec![File { name: "a.yaml".into(), text: "x:\n\tport: 80\n".into() }]);
-        let e = ConfigError::at(Span { file: 0, line: 2, column: 2 }, "unknown key `port`").help("did you mean `bind`?");
+        let e =
+            ConfigError::at(Span { file: 0, line: 2, column: 2 }, "unknown key `port`").help("did you mean `bind`?");
         let report = files.report(vec![e]);
         assert_eq!(
             report.to_string(),

@@ -75,9 +75,7 @@ impl<'a> Tree<'a> {
     /// The next event that matters and its place.
     fn next(&mut self) -> Result<(Event<'a>, Span), ConfigError> {
         match self.events.next_event() {
-            Some(Ok((event, span))) => {
-                Ok((event, place(self.file, span.start.line().max(1), span.start.col() + 1)))
-            }
+            Some(Ok((event, span))) => Ok((event, place(self.file, span.start.line().max(1), span.start.col() + 1))),
             Some(Err(e)) => {
                 let at = place(self.file, e.marker().line().max(1), e.marker().col() + 1);
                 Err(ConfigError::at(at, format!("this is not YAML: {}", e.info().lines().next().unwrap_or_default()))

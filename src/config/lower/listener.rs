@@ -7,9 +7,9 @@ use ipnet::IpNet;
 use onehop_filters::contract::section::Value;
 use onehop_filters::contract::{Node, Span, Spot};
 
-use super::Lower;
 use super::super::plan::{Capture, Limits, Listener, ListenerTls, Paths, ProxyProtocol};
 use super::super::raw;
+use super::Lower;
 
 impl Lower<'_> {
     pub(super) fn listener(&mut self, name: &str, span: Span, node: &Node) -> Option<Arc<Listener>> {

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use onehop_filters::contract::section::{Value, suggest};
 use onehop_filters::contract::{Node, Span, Spot};
 
-use super::section::{keys, without};
 use super::super::plan::{Fallback, Protocol, Service, UpstreamTls};
 use super::super::raw;
+use super::section::{keys, without};
 use super::{Lower, Slot};
 
 /// Keys of a service that name entries rather than hold engine settings.
@@ -79,7 +79,10 @@ impl Lower<'_> {
         let Some(policy) = node.get("policy") else { return Some((POLICY.to_owned(), Some(node.clone()))) };
         let names = self.names(Slot::Balance);
         match &policy.value {
-            Value::Str(name) if names.contains(&name.as_str()) => Some((name.clone(), Some(node.clone()))),
+            // With nothing but a policy there is no more to read than without the section.
+            Value::Str(name) if names.contains(&name.as_str()) => {
+                Some((name.clone(), Some(node.clone()).filter(|n| n.entries().len() > 1)))
+            }
             Value::Str(name) => {
                 self.error(policy.span, format!("unknown policy `{name}`"), suggest(name, &names));
                 None
