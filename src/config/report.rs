@@ -91,13 +91,8 @@ pub fn text(files: &Files, severity: &str, found: &[ConfigError]) -> String {
         {
             let number = span.line.to_string();
             let gutter = " ".repeat(number.len());
-            // A tab keeps its width under itself, so that the caret stands where the eye expects it.
-            let lead: String = line
-                .chars()
-                .take((span.column as usize).saturating_sub(1))
-                .map(|c| if c == '\t' { '\t' } else { ' ' })
-                .collect();
-            out += &format!("{gutter} |\n{number} | {line}\n{gutter} | {lead}^\n");
+            let (shown, caret) = window(line, (span.column as usize).saturating_sub(1));
+            out += &format!("{gutter} |\n{number} | {shown}\n{gutter} | {caret}^\n");
         }
         if let Some(help) = &e.help {
             out += &format!("help: {help}\n");
@@ -105,6 +100,16 @@ pub fn text(files: &Files, severity: &str, found: &[ConfigError]) -> String {
         out.push('\n');
     }
     out
+}
+
+/// The part of a line around a column, and what stands before the caret under it.
+fn window(line: &str, column: usize) -> (String, String) {
+    const WIDTH: usize = 160;
+    let from = if column < WIDTH { 0 } else { column - WIDTH / 2 };
+    let shown: String = line.chars().skip(from).take(WIDTH).collect();
+    // A tab keeps its width under itself, so that the caret stands where the eye expects it.
+    let lead = shown.chars().take(column - from).map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
+    (shown, lead)
 }
 
 /// See [`Report::to_json`].
@@ -148,6 +153,14 @@ mod tests {
         );
         assert_eq!(report.to_json()[0]["line"], 2);
         assert_eq!(report.lines(), ["a.yaml:2:2: error: unknown key `port`"]);
+    }
+
+    #[test]
+    fn of_a_long_line_only_the_part_around_the_place_is_shown() {
+        let line = format!("{}X{}", "a".repeat(5000), "b".repeat(5000));
+        let (shown, lead) = window(&line, 5000);
+        assert!(shown.len() <= 160);
+        assert_eq!(shown.find('X'), Some(lead.len()));
     }
 
     #[test]

@@ -293,7 +293,7 @@ consumers:
 #[test]
 fn an_api_key_is_kept_as_its_digest() {
     let digest = "sha256:2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824";
-    let plan = good(&format!("version: 1\nconsumers:\n  a: {{ apiKeys: [hello] }}\n"));
+    let plan = good("version: 1\nconsumers:\n  a: { apiKeys: [hello] }\n");
     let same = good(&format!("version: 1\nconsumers:\n  a: {{ apiKeys: [\"{digest}\"] }}\n"));
     assert_eq!(plan.consumers["a"].api_keys, same.consumers["a"].api_keys);
 }
@@ -345,6 +345,21 @@ fn folders_are_read_in_the_order_of_names() {
     let names: Vec<&str> = plan.routes.iter().map(|r| &*r.name).collect();
     assert_eq!(names, ["a", "b", "c"]);
     assert_eq!(plan.dir, dir.path());
+}
+
+#[test]
+fn ten_thousand_routes_are_read_in_one_line_of_json_too() {
+    let routes: Vec<serde_json::Value> = (0..10_000)
+        .map(|i| {
+            serde_json::json!({ "name": format!("r{i}"), "hosts": [format!("h{i}.example.com")], "to": "s",
+            "matches": [{ "path": { "prefix": format!("/p{i}") } }], "cors": { "note": "\u{1f600}".repeat(600) } })
+        })
+        .collect();
+    let services = serde_json::json!({ "s": { "discover": { "static": ["127.0.0.1:1"] } } });
+    let text = serde_json::json!({ "version": 1, "routes": routes, "services": services,
+        "listeners": { "web": { "bind": "127.0.0.1:0" } } });
+    let plan = good(&text.to_string());
+    assert_eq!((plan.routes.len(), plan.warnings.len()), (10_000, 0));
 }
 
 mod properties {

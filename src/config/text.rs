@@ -265,6 +265,9 @@ mod tests {
         let list = node.get("a").expect("a");
         assert_eq!(list.span, Span { file: 3, line: 2, column: 8 });
         assert_eq!(list.to_json(), serde_json::json!([1, "xA"]));
+        // JSON writes what lies beyond the basic plane as a surrogate pair (RFC 8259 section 7).
+        let node = parse(0, br#"{"a": "\ud83d\ude00\/"}"#).expect("JSON");
+        assert_eq!(node.to_json(), serde_json::json!({ "a": "\u{1f600}/" }));
     }
 
     #[test]

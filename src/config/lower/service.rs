@@ -40,10 +40,7 @@ impl Lower<'_> {
         if raw.connect_timeout.value.0.is_zero() {
             self.error(raw.connect_timeout.span, "a connect timeout of 0 never connects", "write it such as `1s`");
         }
-        let tls = match &raw.tls {
-            Some(tls) => Some(self.service_tls(tls, rest.get("tls").unwrap_or(&rest))),
-            None => None,
-        };
+        let tls = raw.tls.as_ref().map(|tls| self.service_tls(tls, rest.get("tls").unwrap_or(&rest)));
         let fallback = match &raw.fallback {
             Some(raw::Fallback::Respond(respond)) => Some(Fallback::Respond(Arc::new(self.canned(respond)?))),
             Some(raw::Fallback::Service(service)) => {
