@@ -194,7 +194,9 @@ mod tests {
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
         }
-        for line in ["onehop", "onehop run", "onehop check", "onehop explain -c a GET", "onehop -x", "onehop completion"] {
+        for line in
+            ["onehop", "onehop run", "onehop check", "onehop explain -c a GET", "onehop -x", "onehop completion"]
+        {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
         }
     }

@@ -404,7 +404,8 @@ impl schemars::JsonSchema for Node {
     }
 }
 
-/// A value that remembers its place, for errors found after reading.
+/// A value that remembers its place, for errors found after reading. As [`Node`], only inside [`Node::read`], and not
+/// under `serde(untagged)` or `serde(flatten)`, whose buffering loses places.
 #[derive(Clone, Debug)]
 pub struct Spot<T> {
     /// Where it stands.

@@ -104,8 +104,7 @@ impl Secret {
             Self::Inline(s) => Ok(s.clone()),
             Self::Elsewhere(Elsewhere::File(p)) => {
                 let path = dir.join(p);
-                let text =
-                    std::fs::read_to_string(&path).map_err(|e| format!("secret file {}: {e}", path.display()))?;
+                let text = read_bounded(&path).map_err(|e| format!("secret file {}: {e}", path.display()))?;
                 Ok(text.strip_suffix('\n').map_or(text.as_str(), |t| t.strip_suffix('\r').unwrap_or(t)).to_owned())
             }
             Self::Elsewhere(Elsewhere::Env(name)) => {
@@ -113,6 +112,15 @@ impl Secret {
             }
         }
     }
+}
+
+/// A secret is small; a path that leads to a device or a log must not fill the memory.
+fn read_bounded(path: &Path) -> std::io::Result<String> {
+    use std::io::{Error, Read};
+    const MOST: u64 = 1 << 20;
+    let mut text = String::new();
+    std::fs::File::open(path)?.take(MOST + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > MOST { Err(Error::other("larger than 1 MiB")) } else { Ok(text) }
 }
 
 fn split(text: &str) -> Option<(f64, &str)> {
@@ -302,6 +310,17 @@ mod tests {
         assert_eq!(serde_json::to_value(&secret).ok(), Some(serde_json::json!("[redacted]")));
         assert!(read(serde_json::json!({ "env": "A", "file": "b" })).is_err());
         assert!(matches!(read(serde_json::json!({ "env": "A" })), Ok(Secret::Elsewhere(Elsewhere::Env(_)))));
+    }
+
+    #[test]
+    fn a_secret_file_loses_one_newline_and_is_bounded() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let secret = |name: &str| Secret::Elsewhere(Elsewhere::File(name.into())).reveal(dir.path());
+        std::fs::write(dir.path().join("a"), "key\r\n").expect("write");
+        std::fs::write(dir.path().join("big"), vec![b'x'; (1 << 20) + 1]).expect("write");
+        assert_eq!(secret("a").as_deref(), Ok("key"));
+        assert!(secret("big").is_err_and(|e| e.contains("1 MiB")));
+        assert!(secret("none").is_err());
     }
 
     proptest! {

@@ -103,7 +103,7 @@ pub fn load_with(
         // A file that cannot be read hides names that others refer to: more errors would be guesses.
         return Err(Report::sorted(files, errors));
     }
-    let source = merge(trees, &mut errors);
+    let source = merge(trees, &files, &mut errors);
     let root = env::resolve(&source, lookup, &mut errors);
     match lower::plan(&root, entries, &dir, &mut errors) {
         Some(mut plan) if errors.is_empty() => {
@@ -209,7 +209,7 @@ fn hash(texts: &[(String, Vec<u8>)]) -> u64 {
 }
 
 /// One tree of all files. Errors name both places.
-fn merge(trees: Vec<Node>, errors: &mut Vec<ConfigError>) -> Node {
+fn merge(trees: Vec<Node>, files: &Files, errors: &mut Vec<ConfigError>) -> Node {
     let start = trees.first().map_or_else(Span::default, |t| t.span);
     let mut merged: Vec<(Key, Node)> = Vec::new();
     let mut empty = true;
@@ -234,7 +234,7 @@ fn merge(trees: Vec<Node>, errors: &mut Vec<ConfigError>) -> Node {
             };
             match merged.iter_mut().find(|(k, _)| k.name == key.name) {
                 None => merged.push((key, node)),
-                Some((first, into)) => join(*how, first, into, &key, node, errors),
+                Some((first, into)) => join(*how, (first, into), (&key, node), files, errors),
             }
         }
     }
@@ -244,9 +244,16 @@ fn merge(trees: Vec<Node>, errors: &mut Vec<ConfigError>) -> Node {
     Node { span: start, value: Value::Map(merged) }
 }
 
-fn join(how: Merge, first: &Key, into: &mut Node, key: &Key, node: Node, errors: &mut Vec<ConfigError>) {
+fn join(
+    how: Merge,
+    (first, into): (&Key, &mut Node),
+    (key, node): (&Key, Node),
+    files: &Files,
+    errors: &mut Vec<ConfigError>,
+) {
     let twice = |what: &str, at: Span, prior: Span| {
-        let place = format!("{}:{} of file {}", prior.line, prior.column, prior.file + 1);
+        let file = files.list().get(usize::from(prior.file)).map_or("?", |f| f.name.as_str());
+        let place = format!("{}:{} of {file}", prior.line, prior.column);
         ConfigError::at(at, format!("{what} stands in two files")).help(format!("keep one; the first is at {place}"))
     };
     match (how, &mut into.value, node.value) {
@@ -265,7 +272,9 @@ fn join(how: Merge, first: &Key, into: &mut Node, key: &Key, node: Node, errors:
         }
         (Merge::List, Value::Seq(known), Value::Seq(more)) => known.extend(more),
         (Merge::Once | Merge::Same, ..) => errors.push(twice(&format!("`{}`", key.name), key.span, first.span)),
-        (Merge::Names, ..) => errors.push(ConfigError::at(node.span, "expected a map").help("write names and sections")),
+        (Merge::Names, ..) => {
+            errors.push(ConfigError::at(node.span, "expected a map").help("write names and sections"))
+        }
         (Merge::List, ..) => errors.push(ConfigError::at(node.span, "expected a list").help("begin items with `- `")),
     }
 }

@@ -1,6 +1,5 @@
 //! Configuration: text > [`onehop_filters::contract::Node`] tree > [`plan::Plan`]. Every error has a place and a cure.
 
-
 mod effective;
 mod env;
 mod load;
@@ -9,9 +8,10 @@ pub mod plan;
 mod raw;
 mod report;
 mod schema;
+#[cfg(test)]
+mod tests;
 mod text;
 mod watch;
-
 
 pub use effective::{effective, effective_json};
 pub use load::{Source, load, load_with};

@@ -157,6 +157,7 @@ pub struct Paths {
 }
 
 /// `plans.NAME`.
+#[derive(Debug)]
 pub struct PlanPlan {
     pub priority: Priority,
     /// Sections of filters (`quota`).
@@ -164,6 +165,7 @@ pub struct PlanPlan {
 }
 
 /// `consumers.NAME`.
+#[derive(Debug)]
 pub struct ConsumerPlan {
     pub span: Span,
     pub plan: Option<String>,
@@ -173,6 +175,7 @@ pub struct ConsumerPlan {
 }
 
 /// `routes[n]`.
+#[derive(Debug)]
 pub struct Route {
     pub name: Arc<str>,
     pub span: Span,
@@ -224,6 +227,7 @@ pub enum ValueMatch {
 }
 
 /// What a route does in the end.
+#[derive(Debug)]
 pub enum Action {
     /// `to`: service names and weights. Never empty.
     Forward(Vec<(String, u32)>),
@@ -260,6 +264,7 @@ pub struct Canned {
 }
 
 /// `services.NAME`.
+#[derive(Debug)]
 pub struct Service {
     pub name: Arc<str>,
     pub span: Span,
@@ -303,7 +308,7 @@ pub struct UpstreamTls {
 }
 
 /// `services.NAME.fallback`.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub enum Fallback {
     Respond(Arc<Canned>),
     Service(String),

@@ -49,8 +49,7 @@ impl Report {
     /// Orders errors by place and drops repeats.
     #[must_use]
     pub fn sorted(files: Files, mut errors: Vec<ConfigError>) -> Self {
-        errors.sort_by_key(|e| e.span.map_or((u16::MAX, 0, 0), |s| (s.file, s.line, s.column)));
-        errors.dedup();
+        by_place(&mut errors);
         Self { files, errors }
     }
     /// For tools: a list of `{severity, file, line, column, message, help}`.
@@ -63,6 +62,12 @@ impl Report {
     pub fn lines(&self) -> Vec<String> {
         self.errors.iter().map(|e| headline(&self.files, "error", e)).collect()
     }
+}
+
+/// Orders by place and drops repeats.
+pub(super) fn by_place(found: &mut Vec<ConfigError>) {
+    found.sort_by_key(|e| e.span.map_or((u16::MAX, 0, 0), |s| (s.file, s.line, s.column)));
+    found.dedup();
 }
 
 impl fmt::Display for Report {
@@ -86,10 +91,8 @@ pub fn text(files: &Files, severity: &str, found: &[ConfigError]) -> String {
         {
             let number = span.line.to_string();
             let gutter = " ".repeat(number.len());
-            // A tab keeps its width under itself, so that the caret stands where the eye expects it.
-            let lead: String =
-                line.chars().take((span.column as usize).saturating_sub(1)).map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
-            out += &format!("{gutter} |\n{number} | {line}\n{gutter} | {lead}^\n");
+            let (shown, caret) = window(line, (span.column as usize).saturating_sub(1));
+            out += &format!("{gutter} |\n{number} | {shown}\n{gutter} | {caret}^\n");
         }
         if let Some(help) = &e.help {
             out += &format!("help: {help}\n");
@@ -97,6 +100,16 @@ pub fn text(files: &Files, severity: &str, found: &[ConfigError]) -> String {
         out.push('\n');
     }
     out
+}
+
+/// The part of a line around a column, and what stands before the caret under it.
+fn window(line: &str, column: usize) -> (String, String) {
+    const WIDTH: usize = 160;
+    let from = if column < WIDTH { 0 } else { column - WIDTH / 2 };
+    let shown: String = line.chars().skip(from).take(WIDTH).collect();
+    // A tab keeps its width under itself, so that the caret stands where the eye expects it.
+    let lead = shown.chars().take(column - from).map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
+    (shown, lead)
 }
 
 /// See [`Report::to_json`].
@@ -131,7 +144,8 @@ mod tests {
     #[test]
     fn an_error_shows_its_line_and_a_caret() {
         let files = Files::new(vec![File { name: "a.yaml".into(), text: "x:\n\tport: 80\n".into() }]);
-        let e = ConfigError::at(Span { file: 0, line: 2, column: 2 }, "unknown key `port`").help("did you mean `bind`?");
+        let e =
+            ConfigError::at(Span { file: 0, line: 2, column: 2 }, "unknown key `port`").help("did you mean `bind`?");
         let report = files.report(vec![e]);
         assert_eq!(
             report.to_string(),
@@ -139,6 +153,14 @@ mod tests {
         );
         assert_eq!(report.to_json()[0]["line"], 2);
         assert_eq!(report.lines(), ["a.yaml:2:2: error: unknown key `port`"]);
+    }
+
+    #[test]
+    fn of_a_long_line_only_the_part_around_the_place_is_shown() {
+        let line = format!("{}X{}", "a".repeat(5000), "b".repeat(5000));
+        let (shown, lead) = window(&line, 5000);
+        assert!(shown.len() <= 160);
+        assert_eq!(shown.find('X'), Some(lead.len()));
     }
 
     #[test]

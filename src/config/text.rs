@@ -75,9 +75,7 @@ impl<'a> Tree<'a> {
     /// The next event that matters and its place.
     fn next(&mut self) -> Result<(Event<'a>, Span), ConfigError> {
         match self.events.next_event() {
-            Some(Ok((event, span))) => {
-                Ok((event, place(self.file, span.start.line().max(1), span.start.col() + 1)))
-            }
+            Some(Ok((event, span))) => Ok((event, place(self.file, span.start.line().max(1), span.start.col() + 1))),
             Some(Err(e)) => {
                 let at = place(self.file, e.marker().line().max(1), e.marker().col() + 1);
                 Err(ConfigError::at(at, format!("this is not YAML: {}", e.info().lines().next().unwrap_or_default()))
@@ -267,6 +265,9 @@ mod tests {
         let list = node.get("a").expect("a");
         assert_eq!(list.span, Span { file: 3, line: 2, column: 8 });
         assert_eq!(list.to_json(), serde_json::json!([1, "xA"]));
+        // JSON writes what lies beyond the basic plane as a surrogate pair (RFC 8259 section 7).
+        let node = parse(0, br#"{"a": "\ud83d\ude00\/"}"#).expect("JSON");
+        assert_eq!(node.to_json(), serde_json::json!({ "a": "\u{1f600}/" }));
     }
 
     #[test]

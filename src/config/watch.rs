@@ -20,7 +20,10 @@ const POLL: Duration = Duration::from_secs(10);
 
 /// Calls `on_change` after each change of the sources' content. Runs until dropped. Standard input and given text never
 /// change.
-pub async fn watch(sources: Vec<Source>, on_change: impl Fn()) {
+///
+/// What counts as unchanged is the content at the time of the call, not of the first poll: call this before loading,
+/// and no change in between is missed.
+pub fn watch(sources: Vec<Source>, on_change: impl Fn() + Send) -> impl Future<Output = ()> + Send {
     let paths: Vec<PathBuf> = sources
         .into_iter()
         .filter_map(|s| match s {
@@ -28,11 +31,18 @@ pub async fn watch(sources: Vec<Source>, on_change: impl Fn()) {
             Source::Stdin | Source::Text { .. } => None,
         })
         .collect();
+    let known = fingerprint(&paths);
+    follow_changes(paths, known, on_change)
+}
+
+async fn follow_changes(paths: Vec<PathBuf>, mut known: Option<u64>, on_change: impl Fn() + Send) {
     if paths.is_empty() {
         return std::future::pending().await;
     }
     // Room for one: events say "look", not what happened.
     let (wake, mut woken) = mpsc::channel(1);
+    // Look once after the watches are set: something may have changed before.
+    let _ = wake.try_send(());
     let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
         if event.is_ok_and(|e| !e.kind.is_access()) {
             let _ = wake.try_send(());
@@ -40,7 +50,6 @@ pub async fn watch(sources: Vec<Source>, on_change: impl Fn()) {
     });
     let mut watcher = watcher.inspect_err(|e| tracing::warn!("files are polled, not watched: {e}")).ok();
     let mut watched = BTreeSet::new();
-    let mut known = fingerprint(&paths);
     loop {
         // Folders may come, go and be re-pointed; watching again is cheap.
         follow(&mut watcher, &folders(&paths), &mut watched);

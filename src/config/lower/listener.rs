@@ -4,20 +4,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use onehop_filters::contract::section::Value;
 use onehop_filters::contract::{Node, Span, Spot};
 
-use super::Lower;
 use super::super::plan::{Capture, Limits, Listener, ListenerTls, Paths, ProxyProtocol};
 use super::super::raw;
+use super::Lower;
 
 impl Lower<'_> {
     pub(super) fn listener(&mut self, name: &str, span: Span, node: &Node) -> Option<Arc<Listener>> {
         let mut raw: raw::Listener = self.read(node)?;
         raw.settle();
         self.fill_at("listeners", name, &raw);
-        if raw.protocols.is_empty() {
-            let at = node.get("protocols").map_or(span, |n| n.span);
-            self.error(at, "the listener speaks no protocol", "write `[h1, h2]`, or one of them");
+        if let Some(list) = node.get("protocols").filter(|n| n.value == Value::Seq(Vec::new())) {
+            self.error(list.span, "the listener speaks no protocol", "write `[h1, h2]`, or one of them");
         }
         let tls = match &raw.tls {
             Some(tls) => Some(self.listener_tls(tls, node.get("tls").unwrap_or(node))?),
@@ -70,7 +70,8 @@ impl Lower<'_> {
         if mesh {
             self.must_have_workload(tls.span);
         }
-        match (mesh, tls.certificates.is_empty()) {
+        let none = node.get("certificates").is_none_or(|n| n.value == Value::Seq(Vec::new()));
+        match (mesh, none) {
             (true, false) => {
                 let at = node.get("certificates").map_or(tls.span, |n| n.span);
                 let help = "remove `certificates`, or remove `mode`";

@@ -16,11 +16,9 @@ use onehop_filters::contract::section::{Value, suggest};
 use onehop_filters::contract::units::Secret;
 use onehop_filters::contract::{ConfigError, Entry, Node, Role, Span};
 
-use super::plan::{
-    AccessLog, Admin, Bind, ConsumerPlan, Lifecycle, Plan, PlanPlan, Telemetry, TlsIdentity, Tracing,
-};
+use super::plan::{AccessLog, Admin, Bind, ConsumerPlan, Lifecycle, Plan, PlanPlan, Telemetry, TlsIdentity, Tracing};
 use super::raw;
-use super::report::Files;
+use super::report::{Files, by_place};
 use check::Names;
 
 /// The plan of a merged tree whose variables are filled in; `None` if no plan can be made of it. It is good only if no
@@ -34,8 +32,14 @@ pub fn plan(root: &Node, entries: &[Entry], dir: &Path, errors: &mut Vec<ConfigE
 pub fn filled(root: &Node, entries: &[Entry], dir: &Path) -> serde_json::Value {
     let mut errors = Vec::new();
     let filled = Some(serde_json::Map::new());
-    let mut lower =
-        Lower { entries, dir: dir.to_path_buf(), errors: &mut errors, warnings: Vec::new(), known: Names::of(root), filled };
+    let mut lower = Lower {
+        entries,
+        dir: dir.to_path_buf(),
+        errors: &mut errors,
+        warnings: Vec::new(),
+        known: Names::of(root),
+        filled,
+    };
     lower.plan(root);
     lower.filled.map_or(serde_json::Value::Null, serde_json::Value::Object)
 }
@@ -70,7 +74,8 @@ impl<'a> Lower<'a> {
             this.kind(node, Slot::Identity, &format!("identity `{name}`"))
         });
         let plans = self.named(root, "plans", "plan", |this, _, _, node| this.plan_plan(node));
-        let consumers = self.named(root, "consumers", "consumer", |this, name, span, node| this.consumer(name, span, node));
+        let consumers =
+            self.named(root, "consumers", "consumer", |this, name, span, node| this.consumer(name, span, node));
         let services = self.named(root, "services", "service", Self::service);
         let routes = self.routes(root);
         let workload = self.workload(root);
@@ -96,7 +101,8 @@ impl<'a> Lower<'a> {
             warnings: Vec::new(),
         };
         self.cross_check(&plan);
-        let warnings = std::mem::take(&mut self.warnings);
+        let mut warnings = std::mem::take(&mut self.warnings);
+        by_place(&mut warnings);
         Some(Plan { warnings, ..plan })
     }
 
@@ -254,11 +260,7 @@ impl<'a> Lower<'a> {
 
     fn lifecycle(&mut self, root: &Node) -> Lifecycle {
         let raw: raw::Lifecycle = self.top(root, "lifecycle");
-        Lifecycle {
-            drain: raw.drain.0,
-            unready: raw.unready.0,
-            outbound_until_app_exits: raw.outbound_until_app_exits,
-        }
+        Lifecycle { drain: raw.drain.0, unready: raw.unready.0, outbound_until_app_exits: raw.outbound_until_app_exits }
     }
 
     fn workers(&mut self, root: &Node) -> Option<usize> {

@@ -6,11 +6,11 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use onehop_filters::contract::section::{Key, Value, suggest};
 use onehop_filters::contract::{Node, Span, Spot};
 
-use super::listener::limit;
-use super::section::{keys, split_help, without};
 use super::super::env::literal;
 use super::super::plan::{Action, Canned, Match, PathMatch, PathRewrite, Redirect, Route, ValueMatch};
 use super::super::raw;
+use super::listener::limit;
+use super::section::{keys, split_help, without};
 use super::{HEADER_NAME, Lower, Slot};
 
 /// Largest compiled form of one regex.
@@ -90,9 +90,10 @@ impl Lower<'_> {
         let label = |l: &str| {
             (1..=63).contains(&l.len()) && l.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
         };
-        let address = name.strip_prefix('[').and_then(|n| n.strip_suffix(']')).is_some_and(|n| {
-            n.parse::<std::net::Ipv6Addr>().is_ok() && !lower.starts_with('*')
-        });
+        let address = name
+            .strip_prefix('[')
+            .and_then(|n| n.strip_suffix(']'))
+            .is_some_and(|n| n.parse::<std::net::Ipv6Addr>().is_ok() && !lower.starts_with('*'));
         if address || (name.len() <= 253 && name.split('.').all(label)) {
             return Some(lower);
         }
@@ -384,7 +385,11 @@ impl Lower<'_> {
         }
         let body = self.text(&raw.body.value, raw.body.span)?;
         if !body.is_empty() && matches!(status.as_u16(), 204 | 205 | 304) {
-            self.error(raw.body.span, format!("an answer with status {} has no body", status.as_u16()), "remove `body`");
+            self.error(
+                raw.body.span,
+                format!("an answer with status {} has no body", status.as_u16()),
+                "remove `body`",
+            );
         }
         Some(Canned { status, headers, body: body.into() })
     }

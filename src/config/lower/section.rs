@@ -29,6 +29,9 @@ impl Lower<'_> {
             let caused = cut.iter().any(|k: &String| e.message == format!("`{k}` is missing"))
                 || (!cut.is_empty() && e.message.ends_with("found nothing"));
             let by_key = e.message.starts_with("unknown key");
+            if by_key && let Some(meant) = e.help.as_deref().and_then(|h| h.strip_prefix("did you mean `")) {
+                cut.insert(meant.trim_end_matches("`?").to_owned());
+            }
             if !caused {
                 self.errors.push(e);
             }
@@ -73,7 +76,11 @@ impl Lower<'_> {
                 }
             }
             Value::Null => {}
-            _ => self.error(node.span, format!("`{key}` is a map"), format!("write the name of each {what} and its section")),
+            _ => self.error(
+                node.span,
+                format!("`{key}` is a map"),
+                format!("write the name of each {what} and its section"),
+            ),
         }
         all
     }
@@ -121,11 +128,7 @@ impl Lower<'_> {
 /// The keys of a section type, from its schema: there is no second list.
 pub(super) fn keys<T: JsonSchema>() -> Vec<String> {
     let schema = schemars::SchemaGenerator::default().into_root_schema_for::<T>();
-    schema
-        .get("properties")
-        .and_then(|p| p.as_object())
-        .map(|p| p.keys().cloned().collect())
-        .unwrap_or_default()
+    schema.get("properties").and_then(|p| p.as_object()).map(|p| p.keys().cloned().collect()).unwrap_or_default()
 }
 
 /// A node without one key, for keys that are looked at apart.

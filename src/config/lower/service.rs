@@ -6,9 +6,9 @@ use std::sync::Arc;
 use onehop_filters::contract::section::{Value, suggest};
 use onehop_filters::contract::{Node, Span, Spot};
 
-use super::section::{keys, without};
 use super::super::plan::{Fallback, Protocol, Service, UpstreamTls};
 use super::super::raw;
+use super::section::{keys, without};
 use super::{Lower, Slot};
 
 /// Keys of a service that name entries rather than hold engine settings.
@@ -40,10 +40,7 @@ impl Lower<'_> {
         if raw.connect_timeout.value.0.is_zero() {
             self.error(raw.connect_timeout.span, "a connect timeout of 0 never connects", "write it such as `1s`");
         }
-        let tls = match &raw.tls {
-            Some(tls) => Some(self.service_tls(tls, rest.get("tls").unwrap_or(&rest))),
-            None => None,
-        };
+        let tls = raw.tls.as_ref().map(|tls| self.service_tls(tls, rest.get("tls").unwrap_or(&rest)));
         let fallback = match &raw.fallback {
             Some(raw::Fallback::Respond(respond)) => Some(Fallback::Respond(Arc::new(self.canned(respond)?))),
             Some(raw::Fallback::Service(service)) => {
@@ -79,7 +76,10 @@ impl Lower<'_> {
         let Some(policy) = node.get("policy") else { return Some((POLICY.to_owned(), Some(node.clone()))) };
         let names = self.names(Slot::Balance);
         match &policy.value {
-            Value::Str(name) if names.contains(&name.as_str()) => Some((name.clone(), Some(node.clone()))),
+            // With nothing but a policy there is no more to read than without the section.
+            Value::Str(name) if names.contains(&name.as_str()) => {
+                Some((name.clone(), Some(node.clone()).filter(|n| n.entries().len() > 1)))
+            }
             Value::Str(name) => {
                 self.error(policy.span, format!("unknown policy `{name}`"), suggest(name, &names));
                 None
