@@ -8,3 +8,6 @@ pub mod proxy_protocol;
 pub mod tls;
 pub mod tls_certs;
 pub mod tls_peer;
+
+#[cfg(test)]
+mod tls_testing;
