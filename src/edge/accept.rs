@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -18,7 +18,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::accept_io::{Io, Plain, Rewind};
-use super::listener::{ListenerState, Settings};
+use super::listener::{ListenerState, Port, Settings};
 use super::proxy_protocol::{Parsed, Proxied, ProxyError, parse};
 use super::tls::Acceptor;
 use super::tls_peer::{BadNames, workload};
@@ -72,12 +72,12 @@ pub(super) enum Socket {
     Unix(UnixListener),
 }
 
-/// Where accepted connections go.
-pub(super) enum Deal {
-    /// They stay with the worker that accepted them.
-    Here,
-    /// To all workers in turn.
-    InTurn(Arc<[Handle]>),
+/// What it takes to accept for one address.
+pub(super) struct Acceptance {
+    pub(super) port: Arc<Port>,
+    pub(super) handler: Arc<dyn Handler>,
+    /// For listeners that deal connections out in turn.
+    pub(super) workers: Arc<[Handle]>,
 }
 
 /// After an error that is the process's and not the peer's (no descriptors, no memory) accepting rests for this long,
@@ -87,44 +87,65 @@ const LONGEST_REST: Duration = Duration::from_secs(1);
 /// Room for a PROXY header, and for the ClientHello or request head that often comes with it.
 const FIRST_READ: usize = 512;
 
-/// Accepts until the listener drains; then takes what the kernel holds ready, so that nobody who was let in is cut off.
-pub(super) async fn accept(socket: Socket, state: Arc<ListenerState>, handler: Arc<dyn Handler>, deal: Deal) {
-    let mut stop = pin!(state.drain.reached(Phase::Draining));
-    let mut rest = REST;
-    let mut turn = 0;
-    loop {
-        let next = tokio::select! {
-            biased;
-            () = &mut stop => break,
-            next = socket.accept() => next,
-        };
-        match next {
-            Ok(stream) => {
-                rest = REST;
-                incoming(stream, &state, &handler, &deal, &mut turn);
-            }
-            Err(e) if of_the_peer(&e) => {}
-            Err(e) => {
-                if rest == REST {
-                    tracing::warn!(listener = %state.settings().plan.name, error = %e, "cannot accept connections");
+impl Acceptance {
+    /// Accepts until the address closes; then takes what the kernel holds ready, so that nobody who was let in is cut off.
+    pub(super) async fn run(self, socket: Socket) {
+        let mut closed = pin!(self.port.open.reached(Phase::Draining));
+        let mut rest = REST;
+        loop {
+            let next = tokio::select! {
+                biased;
+                () = &mut closed => break,
+                next = socket.accept() => next,
+            };
+            match next {
+                Ok(stream) => {
+                    rest = REST;
+                    self.incoming(stream);
                 }
-                tokio::select! {
-                    () = &mut stop => break,
-                    () = tokio::time::sleep(rest) => {}
+                Err(e) if of_the_peer(&e) => {}
+                Err(e) => {
+                    if rest == REST {
+                        let name = &self.port.listener().settings().plan.name;
+                        tracing::warn!(listener = %name, error = %e, "cannot accept connections");
+                    }
+                    tokio::select! {
+                        () = &mut closed => break,
+                        () = tokio::time::sleep(rest) => {}
+                    }
+                    rest = (rest * 2).min(LONGEST_REST);
                 }
-                rest = (rest * 2).min(LONGEST_REST);
             }
         }
+        while let Some(Ok(stream)) = socket.accept_ready().await {
+            self.incoming(stream);
+        }
     }
-    while let Some(Ok(stream)) = poll_fn(|cx| {
-        Poll::Ready(match socket.poll_accept(cx) {
-            Poll::Ready(next) => Some(next),
-            Poll::Pending => None,
-        })
-    })
-    .await
-    {
-        incoming(stream, &state, &handler, &deal, &mut turn);
+
+    fn incoming(&self, (io, peer): Stream) {
+        let state = self.port.listener();
+        let settings = state.settings();
+        let Some(permit) = state.drain.enter_below(settings.plan.limits.connections) else {
+            settings.counts.over_limit.inc();
+            return;
+        };
+        settings.counts.accepted.inc();
+        // A unix socket has one acceptor for all workers.
+        let in_turn = settings.plan.accept_balance || matches!(io, Plain::Unix(_));
+        let arrival = Arrival { io, peer, settings, state, permit, handler: self.handler.clone() };
+        if !in_turn || self.workers.len() == 1 {
+            arrival.begin();
+            return;
+        }
+        let turn = self.port.turn.fetch_add(1, Relaxed);
+        // A socket is registered with one runtime's epoll; it moves as a bare descriptor.
+        if let Some(moved) = arrival.unregister() {
+            self.workers[turn % self.workers.len()].spawn(async move {
+                if let Some(arrival) = moved.register() {
+                    arrival.begin();
+                }
+            });
+        }
     }
 }
 
@@ -135,6 +156,7 @@ fn of_the_peer(e: &io::Error) -> bool {
 }
 
 type Stream = (Plain, SocketAddr);
+/// Unix peers have no address. A listener that is to trust them lists 0.0.0.0/32 among its `trustedProxies`.
 const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
 impl Socket {
@@ -142,35 +164,21 @@ impl Socket {
         poll_fn(|cx| self.poll_accept(cx)).await
     }
 
-    fn poll_accept(&self, cx: &mut std::task::Context<'_>) -> Poll<io::Result<Stream>> {
+    /// What can be had without waiting.
+    async fn accept_ready(&self) -> Option<io::Result<Stream>> {
+        poll_fn(|cx| {
+            Poll::Ready(match self.poll_accept(cx) {
+                Poll::Ready(next) => Some(next),
+                Poll::Pending => None,
+            })
+        })
+        .await
+    }
+
+    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<Stream>> {
         match self {
             Self::Tcp(s) => s.poll_accept(cx).map_ok(|(s, peer)| (Plain::Tcp(s), peer)),
             Self::Unix(s) => s.poll_accept(cx).map_ok(|(s, _)| (Plain::Unix(s), NOWHERE)),
-        }
-    }
-}
-
-fn incoming((io, peer): Stream, state: &Arc<ListenerState>, handler: &Arc<dyn Handler>, deal: &Deal, turn: &mut usize) {
-    let settings = state.settings();
-    let Some(permit) = state.drain.enter_below(settings.plan.limits.connections) else {
-        settings.counts.over_limit.inc();
-        return;
-    };
-    settings.counts.accepted.inc();
-    let arrival = Arrival { io, peer, settings, state: state.clone(), permit, handler: handler.clone() };
-    match deal {
-        Deal::Here => arrival.begin(),
-        Deal::InTurn(workers) => {
-            let worker = &workers[*turn % workers.len()];
-            *turn += 1;
-            // A socket is registered with one runtime's epoll; it moves as a bare descriptor.
-            if let Some(moved) = arrival.unregister() {
-                worker.spawn(async move {
-                    if let Some(arrival) = moved.register() {
-                        arrival.begin();
-                    }
-                });
-            }
         }
     }
 }

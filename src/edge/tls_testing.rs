@@ -72,9 +72,9 @@ impl Authority {
             .with_root_certificates(roots);
         match identity {
             None => builder.with_no_client_auth(),
-            Some((cert, key)) => builder
-                .with_client_auth_cert(vec![leaf(cert)], PrivateKeyDer::from_pem_file(key).unwrap())
-                .unwrap(),
+            Some((cert, key)) => {
+                builder.with_client_auth_cert(vec![leaf(cert)], PrivateKeyDer::from_pem_file(key).unwrap()).unwrap()
+            }
         }
     }
 }

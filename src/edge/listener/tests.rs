@@ -208,23 +208,29 @@ async fn two_listeners_cannot_share_an_address() {
 }
 
 #[tokio::test]
-async fn a_change_of_protocols_on_one_address_is_a_new_socket_before_the_old_one_closes() {
-    let mut rig = Rig::new(1);
+async fn a_change_of_kind_keeps_the_socket_and_drains_connections_of_the_old_kind() {
+    let authority = Authority::new();
+    let mut rig = Rig::new(2);
     rig.apply([listener("in")]).unwrap();
-    // From here on a fixed port, as a configuration file has it.
-    let fixed = |h2| Listener { bind: Bind::Tcp(rig.address("in")), h2, ..listener("in") };
-    let (both, only_h1) = (fixed(true), fixed(false));
-    rig.apply([both]).unwrap();
-    rig.apply([only_h1]).unwrap();
-    assert_eq!(rig.set.listeners().len(), 1);
-    for _ in 0..50 {
-        let _client = rig.dial("in").await;
-        let accepted = rig.next().await;
-        if accepted.alpn == Alpn::H1 {
-            return;
-        }
-    }
-    panic!("the new socket never got a connection");
+    let address = rig.address("in");
+    let mut client = rig.dial("in").await;
+    let mut old = rig.next().await;
+    // Let in by the kernel under the old configuration, taken under the new one.
+    let mut secure = listener("in");
+    secure.tls = Some(tls(vec![authority.issue("a", &["a.test"])]));
+    let dialled = std::net::TcpStream::connect(address).unwrap();
+    rig.apply([secure]).unwrap();
+    dialled.set_nonblocking(true).unwrap();
+    let dialled = TcpStream::from_std(dialled).unwrap();
+    assert_eq!(rig.address("in"), address);
+    assert_eq!(old.listener.drain.phase(), Phase::Draining);
+    let config = Arc::new(authority.client(None));
+    let mut secured = soon(connect(&config, "a.test", dialled)).await.unwrap();
+    let mut new = rig.next().await;
+    assert!(new.conn.tls.is_some() && new.listener.drain.phase() == Phase::Running);
+    hello(&mut new, &mut secured).await;
+    hello(&mut old, &mut client).await;
+    assert_eq!(rig.set.connections(), 2);
 }
 
 #[tokio::test]
@@ -248,6 +254,7 @@ async fn reloads_under_load_lose_no_connection() {
         round += 1;
         let mut changed = listener("in");
         changed.limits.streams = round;
+        changed.h2 = round.is_multiple_of(2);
         let extra = round.is_multiple_of(3).then(|| listener("extra"));
         rig.apply([changed].into_iter().chain(extra)).unwrap();
     }
@@ -305,7 +312,6 @@ async fn unix_sockets_replace_stale_files_and_clean_up() {
     assert!(accepted.conn.peer.ip().is_unspecified());
     hello(&mut accepted, &mut client).await;
 
-    // A change of protocols puts a new socket in the same place.
     rig.apply([Listener { h2: false, ..on_path() }]).unwrap();
     let _client = UnixStream::connect(&path).await.unwrap();
     assert_eq!(rig.next().await.alpn, Alpn::H1);
@@ -455,7 +461,7 @@ async fn changed_certificate_files_serve_new_handshakes_and_bad_ones_do_not() {
     let mut standing = soon(connect(&config, "a.test", rig.dial("in").await)).await.unwrap();
     let mut held = rig.next().await;
     rig.set.reload_certificates();
-    assert_eq!(rig.set.listeners()[0].settings().tls.as_ref().unwrap().stale(), false);
+    assert!(!rig.set.listeners()[0].settings().tls.as_ref().unwrap().stale());
 
     std::fs::write(&files.0, "broken").unwrap();
     rig.set.reload_certificates();

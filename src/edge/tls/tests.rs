@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use onehop_filters::contract::Span;
+use rustls::ClientConfig;
 use tokio_rustls::TlsAcceptor;
 
 use super::*;
@@ -64,8 +65,6 @@ async fn served(acceptor: &Acceptor, config: ClientConfig, name: &str) -> (Certi
     (session.peer_certificates().unwrap()[0].clone(), session.alpn_protocol().map(<[u8]>::to_vec))
 }
 
-use rustls::ClientConfig;
-
 #[tokio::test]
 async fn sni_chooses_exact_before_wildcard_before_the_first() {
     let authority = Authority::new();
@@ -78,7 +77,9 @@ async fn sni_chooses_exact_before_wildcard_before_the_first() {
     {
         assert_eq!(served(&acceptor, authority.client(None), name).await.0, leaf(&files.0), "{name}");
     }
-    for (sni, default) in [(None, true), (Some("shop.test"), true), (Some("a.b.shop.test"), true), (Some("x.shop.test"), false)] {
+    for (sni, default) in
+        [(None, true), (Some("shop.test"), true), (Some("a.b.shop.test"), true), (Some("x.shop.test"), false)]
+    {
         let got = acceptor.shelf.serving(sni).first().unwrap().key().cert[0].clone();
         assert_eq!(got == leaf(&first.0), default, "{sni:?}");
     }
@@ -135,7 +136,7 @@ fn files_that_cannot_be_used_are_named() {
     assert!(swapped.contains("a.key holds no certificate"), "{swapped}");
     let no_key = refusal(&tls(vec![(a.0.clone(), b.0.clone())]));
     assert!(no_key.contains("key file") && no_key.contains("b.pem"), "{no_key}");
-    std::fs::write(authority.path("junk"), "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").unwrap();
+    fs::write(authority.path("junk"), "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").unwrap();
     let junk = refusal(&tls(vec![(authority.path("junk"), a.1.clone())]));
     assert!(junk.contains("junk: not a certificate"), "{junk}");
     let ca = refusal(&ListenerTls { client_ca: Some(authority.path("a.key")), ..tls(vec![a.clone()]) });
@@ -207,7 +208,7 @@ fn a_replaced_file_makes_it_stale() {
     assert!(!acceptor.stale());
     // As a secret store does it: a new file, renamed over the old one, of the same length.
     let copy = authority.path("copy");
-    std::fs::copy(&files.0, &copy).unwrap();
-    std::fs::rename(&copy, &files.0).unwrap();
+    fs::copy(&files.0, &copy).unwrap();
+    fs::rename(&copy, &files.0).unwrap();
     assert!(acceptor.stale());
 }
