@@ -10,6 +10,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
+use onehop_filters::contract::metrics::Gauge;
 use onehop_filters::contract::{Conn, Moment, Tls, now};
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, UnixListener};
@@ -40,7 +41,19 @@ pub struct Accepted {
     /// The listener's settings when it was accepted.
     pub settings: Arc<Settings>,
     /// Counts it as alive; to be dropped last.
-    pub permit: Ticket,
+    pub permit: Permit,
+}
+
+/// A connection's place among those its listener may have.
+pub struct Permit {
+    open: Gauge,
+    _ticket: Ticket,
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.open.add(-1);
+    }
 }
 
 /// The protocol of a connection.
@@ -125,11 +138,14 @@ impl Acceptance {
     fn incoming(&self, (io, peer): Stream) {
         let state = self.port.listener();
         let settings = state.settings();
-        let Some(permit) = state.drain.enter_below(settings.plan.limits.connections) else {
-            settings.counts.over_limit.inc();
+        let counts = &settings.counts;
+        let Some(ticket) = state.drain.enter_below(settings.plan.limits.connections) else {
+            counts.over_limit.inc();
             return;
         };
-        settings.counts.accepted.inc();
+        counts.accepted.inc();
+        counts.open.add(1);
+        let permit = Permit { open: counts.open.clone(), _ticket: ticket };
         // A unix socket has one acceptor for all workers.
         let in_turn = settings.plan.accept_balance || matches!(io, Plain::Unix(_));
         let arrival = Arrival { io, peer, settings, state, permit, handler: self.handler.clone() };
@@ -189,7 +205,7 @@ struct Arrival<S = Plain> {
     peer: SocketAddr,
     settings: Arc<Settings>,
     state: Arc<ListenerState>,
-    permit: Ticket,
+    permit: Permit,
     handler: Arc<dyn Handler>,
 }
 

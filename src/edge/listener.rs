@@ -11,7 +11,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use onehop_filters::contract::metrics::{Counter, Registry};
+use onehop_filters::contract::metrics::{Counter, Gauge, Registry};
 use onehop_filters::contract::{ConfigError, now};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
@@ -101,20 +101,23 @@ pub struct Settings {
 }
 
 #[derive(Clone)]
-/// `onehop_connections_total` of one listener, by `outcome`.
+/// What is counted of one listener.
 pub(super) struct Counts {
     pub(super) accepted: Counter,
     pub(super) over_limit: Counter,
     pub(super) proxy_failed: Counter,
     pub(super) tls_failed: Counter,
     pub(super) timed_out: Counter,
+    pub(super) open: Gauge,
+    refused_certificates: Counter,
 }
 
 impl Counts {
     fn new(metrics: &Registry, listener: &str) -> Self {
+        let name = ("listener", listener);
         let counter = |outcome| {
-            let help = "Connections by what became of them before their first request.";
-            metrics.counter("onehop_connections_total", help, &[("listener", listener), ("outcome", outcome)])
+            let help = "Connections, by what became of them before their first request.";
+            metrics.counter("onehop_connections_total", help, &[name, ("outcome", outcome)])
         };
         Self {
             accepted: counter("accepted"),
@@ -122,6 +125,12 @@ impl Counts {
             proxy_failed: counter("proxy-failed"),
             tls_failed: counter("tls-failed"),
             timed_out: counter("timed-out"),
+            open: metrics.gauge("onehop_connections_open", "Connections that are open.", &[name]),
+            refused_certificates: metrics.counter(
+                "onehop_certificate_reload_failures_total",
+                "Changed certificate files that could not be used.",
+                &[name],
+            ),
         }
     }
 }
@@ -347,6 +356,7 @@ impl ListenerState {
         match Settings::acceptor(plan, settings.identity.as_ref(), settings.tickets.as_ref()) {
             Err(e) => {
                 tracing::error!(listener = %plan.name, error = %e.message, "changed certificate files are not used");
+                settings.counts.refused_certificates.inc();
                 *refused = Some((seen, e.message));
             }
             Ok(tls) => {

@@ -271,7 +271,10 @@ async fn over_the_cap_connections_are_closed_and_counted() {
     let held = rig.next().await;
     assert!(closed(rig.dial("in").await).await);
     assert_eq!((rig.count("in", "accepted"), rig.count("in", "over-limit")), (1, 1));
+    let open = rig.metrics.gauge("onehop_connections_open", "", &[("listener", "in")]);
+    assert_eq!(open.value(), 1);
     drop(held);
+    assert_eq!(open.value(), 0);
     let _third = rig.dial("in").await;
     rig.next().await;
 }
