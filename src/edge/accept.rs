@@ -6,10 +6,11 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
+use onehop_filters::contract::metrics::Gauge;
 use onehop_filters::contract::{Conn, Moment, Tls, now};
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, UnixListener};
@@ -18,8 +19,12 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::accept_io::{Io, Plain, Rewind};
+<<<<<<< HEAD
 use super::listener::{ListenerState, Settings};
 pub use super::serve::Alpn;
+=======
+use super::listener::{ListenerState, Port, Settings};
+>>>>>>> listen
 use super::proxy_protocol::{Parsed, Proxied, ProxyError, parse};
 use super::tls::Acceptor;
 use super::tls_peer::{BadNames, workload};
@@ -41,7 +46,19 @@ pub struct Accepted {
     /// The listener's settings when it was accepted.
     pub settings: Arc<Settings>,
     /// Counts it as alive; to be dropped last.
-    pub permit: Ticket,
+    pub permit: Permit,
+}
+
+/// A connection's place among those its listener may have.
+pub struct Permit {
+    open: Gauge,
+    _ticket: Ticket,
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.open.add(-1);
+    }
 }
 
 /// Serves connections. Called on the worker the connection belongs to, inside its runtime; must not block: it spawns.
@@ -62,12 +79,12 @@ pub(super) enum Socket {
     Unix(UnixListener),
 }
 
-/// Where accepted connections go.
-pub(super) enum Deal {
-    /// They stay with the worker that accepted them.
-    Here,
-    /// To all workers in turn.
-    InTurn(Arc<[Handle]>),
+/// What it takes to accept for one address.
+pub(super) struct Acceptance {
+    pub(super) port: Arc<Port>,
+    pub(super) handler: Arc<dyn Handler>,
+    /// For listeners that deal connections out in turn.
+    pub(super) workers: Arc<[Handle]>,
 }
 
 /// After an error that is the process's and not the peer's (no descriptors, no memory) accepting rests for this long,
@@ -77,44 +94,68 @@ const LONGEST_REST: Duration = Duration::from_secs(1);
 /// Room for a PROXY header, and for the ClientHello or request head that often comes with it.
 const FIRST_READ: usize = 512;
 
-/// Accepts until the listener drains; then takes what the kernel holds ready, so that nobody who was let in is cut off.
-pub(super) async fn accept(socket: Socket, state: Arc<ListenerState>, handler: Arc<dyn Handler>, deal: Deal) {
-    let mut stop = pin!(state.drain.reached(Phase::Draining));
-    let mut rest = REST;
-    let mut turn = 0;
-    loop {
-        let next = tokio::select! {
-            biased;
-            () = &mut stop => break,
-            next = socket.accept() => next,
-        };
-        match next {
-            Ok(stream) => {
-                rest = REST;
-                incoming(stream, &state, &handler, &deal, &mut turn);
-            }
-            Err(e) if of_the_peer(&e) => {}
-            Err(e) => {
-                if rest == REST {
-                    tracing::warn!(listener = %state.settings().plan.name, error = %e, "cannot accept connections");
+impl Acceptance {
+    /// Accepts until the address closes; then takes what the kernel holds ready, so that nobody who was let in is cut off.
+    pub(super) async fn run(self, socket: Socket) {
+        let mut closed = pin!(self.port.open.reached(Phase::Draining));
+        let mut rest = REST;
+        loop {
+            let next = tokio::select! {
+                biased;
+                () = &mut closed => break,
+                next = socket.accept() => next,
+            };
+            match next {
+                Ok(stream) => {
+                    rest = REST;
+                    self.incoming(stream);
                 }
-                tokio::select! {
-                    () = &mut stop => break,
-                    () = tokio::time::sleep(rest) => {}
+                Err(e) if of_the_peer(&e) => {}
+                Err(e) => {
+                    if rest == REST {
+                        let name = &self.port.listener().settings().plan.name;
+                        tracing::warn!(listener = %name, error = %e, "cannot accept connections");
+                    }
+                    tokio::select! {
+                        () = &mut closed => break,
+                        () = tokio::time::sleep(rest) => {}
+                    }
+                    rest = (rest * 2).min(LONGEST_REST);
                 }
-                rest = (rest * 2).min(LONGEST_REST);
             }
         }
+        while let Some(Ok(stream)) = socket.accept_ready().await {
+            self.incoming(stream);
+        }
     }
-    while let Some(Ok(stream)) = poll_fn(|cx| {
-        Poll::Ready(match socket.poll_accept(cx) {
-            Poll::Ready(next) => Some(next),
-            Poll::Pending => None,
-        })
-    })
-    .await
-    {
-        incoming(stream, &state, &handler, &deal, &mut turn);
+
+    fn incoming(&self, (io, peer): Stream) {
+        let state = self.port.listener();
+        let settings = state.settings();
+        let counts = &settings.counts;
+        let Some(ticket) = state.drain.enter_below(settings.plan.limits.connections) else {
+            counts.over_limit.inc();
+            return;
+        };
+        counts.accepted.inc();
+        counts.open.add(1);
+        let permit = Permit { open: counts.open.clone(), _ticket: ticket };
+        // A unix socket has one acceptor for all workers.
+        let in_turn = settings.plan.accept_balance || matches!(io, Plain::Unix(_));
+        let arrival = Arrival { io, peer, settings, state, permit, handler: self.handler.clone() };
+        if !in_turn || self.workers.len() == 1 {
+            arrival.begin();
+            return;
+        }
+        let turn = self.port.turn.fetch_add(1, Relaxed);
+        // A socket is registered with one runtime's epoll; it moves as a bare descriptor.
+        if let Some(moved) = arrival.unregister() {
+            self.workers[turn % self.workers.len()].spawn(async move {
+                if let Some(arrival) = moved.register() {
+                    arrival.begin();
+                }
+            });
+        }
     }
 }
 
@@ -125,6 +166,7 @@ fn of_the_peer(e: &io::Error) -> bool {
 }
 
 type Stream = (Plain, SocketAddr);
+/// Unix peers have no address. A listener that is to trust them lists 0.0.0.0/32 among its `trustedProxies`.
 const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
 impl Socket {
@@ -132,35 +174,21 @@ impl Socket {
         poll_fn(|cx| self.poll_accept(cx)).await
     }
 
-    fn poll_accept(&self, cx: &mut std::task::Context<'_>) -> Poll<io::Result<Stream>> {
+    /// What can be had without waiting.
+    async fn accept_ready(&self) -> Option<io::Result<Stream>> {
+        poll_fn(|cx| {
+            Poll::Ready(match self.poll_accept(cx) {
+                Poll::Ready(next) => Some(next),
+                Poll::Pending => None,
+            })
+        })
+        .await
+    }
+
+    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<Stream>> {
         match self {
             Self::Tcp(s) => s.poll_accept(cx).map_ok(|(s, peer)| (Plain::Tcp(s), peer)),
             Self::Unix(s) => s.poll_accept(cx).map_ok(|(s, _)| (Plain::Unix(s), NOWHERE)),
-        }
-    }
-}
-
-fn incoming((io, peer): Stream, state: &Arc<ListenerState>, handler: &Arc<dyn Handler>, deal: &Deal, turn: &mut usize) {
-    let settings = state.settings();
-    let Some(permit) = state.drain.enter_below(settings.plan.limits.connections) else {
-        settings.counts.over_limit.inc();
-        return;
-    };
-    settings.counts.accepted.inc();
-    let arrival = Arrival { io, peer, settings, state: state.clone(), permit, handler: handler.clone() };
-    match deal {
-        Deal::Here => arrival.begin(),
-        Deal::InTurn(workers) => {
-            let worker = &workers[*turn % workers.len()];
-            *turn += 1;
-            // A socket is registered with one runtime's epoll; it moves as a bare descriptor.
-            if let Some(moved) = arrival.unregister() {
-                worker.spawn(async move {
-                    if let Some(arrival) = moved.register() {
-                        arrival.begin();
-                    }
-                });
-            }
         }
     }
 }
@@ -171,7 +199,7 @@ struct Arrival<S = Plain> {
     peer: SocketAddr,
     settings: Arc<Settings>,
     state: Arc<ListenerState>,
-    permit: Ticket,
+    permit: Permit,
     handler: Arc<dyn Handler>,
 }
 

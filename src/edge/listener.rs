@@ -1,20 +1,22 @@
 //! The set of listening sockets, and how a new configuration takes effect on it.
 //!
-//! A socket belongs to its address, to TLS or not, and to its protocols; everything else about a listener is a setting
-//! that each accepted connection loads anew. So a reload keeps the sockets of listeners it did not move, new ones are
-//! bound before old ones close, and an address that cannot be bound changes nothing at all.
+//! A socket belongs to its address and to nothing else: what a listener is, TLS and protocols included, each accepted
+//! connection loads anew. A reload keeps the sockets of all addresses that stay, since closing one would reset whoever
+//! the kernel has just let in; new addresses are bound before old ones close; one that cannot be bound changes nothing.
+//! Where TLS or the protocols of an address change, connections of the old kind drain.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use onehop_filters::contract::metrics::{Counter, Registry};
+use onehop_filters::contract::metrics::{Counter, Gauge, Registry};
 use onehop_filters::contract::{ConfigError, now};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
-use super::accept::{Deal, Handler, Socket, accept};
+use super::accept::{Acceptance, Handler, Socket};
 use super::listener_bind::{Bound, UnixFile};
 use super::serve;
 use super::tls::{Acceptor, Stamps, Tickets};
@@ -51,22 +53,33 @@ struct Inner {
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Key {
     bind: Bind,
-    tls: bool,
-    h1: bool,
-    h2: bool,
-    /// One acceptor or one for each worker.
-    balance: bool,
     /// Port 0 may be asked for many times and is another port each time.
     name: Option<Arc<str>>,
 }
 
 struct Live {
-    state: Arc<ListenerState>,
+    port: Arc<Port>,
     /// Removes the file when the listener closes.
     _file: Option<UnixFile>,
 }
 
-/// A listening socket as its connections see it.
+/// The sockets of one address, as those who accept from them see them.
+pub(super) struct Port {
+    state: ArcSwap<ListenerState>,
+    /// Draining: accept no more.
+    pub(super) open: Arc<Drain>,
+    /// For balanced accept: whose turn it is.
+    pub(super) turn: AtomicUsize,
+}
+
+impl Port {
+    /// The listener of now.
+    pub(super) fn listener(&self) -> Arc<ListenerState> {
+        self.state.load_full()
+    }
+}
+
+/// A listener as its connections see it.
 pub struct ListenerState {
     settings: ArcSwap<Settings>,
     /// Where it really listens.
@@ -91,20 +104,23 @@ pub struct Settings {
 }
 
 #[derive(Clone)]
-/// `onehop_connections_total` of one listener, by `outcome`.
+/// What is counted of one listener.
 pub(super) struct Counts {
     pub(super) accepted: Counter,
     pub(super) over_limit: Counter,
     pub(super) proxy_failed: Counter,
     pub(super) tls_failed: Counter,
     pub(super) timed_out: Counter,
+    pub(super) open: Gauge,
+    refused_certificates: Counter,
 }
 
 impl Counts {
     fn new(metrics: &Registry, listener: &str) -> Self {
+        let name = ("listener", listener);
         let counter = |outcome| {
-            let help = "Connections by what became of them before their first request.";
-            metrics.counter("onehop_connections_total", help, &[("listener", listener), ("outcome", outcome)])
+            let help = "Connections, by what became of them before their first request.";
+            metrics.counter("onehop_connections_total", help, &[name, ("outcome", outcome)])
         };
         Self {
             accepted: counter("accepted"),
@@ -112,11 +128,21 @@ impl Counts {
             proxy_failed: counter("proxy-failed"),
             tls_failed: counter("tls-failed"),
             timed_out: counter("timed-out"),
+            open: metrics.gauge("onehop_connections_open", "Connections that are open.", &[name]),
+            refused_certificates: metrics.counter(
+                "onehop_certificate_reload_failures_total",
+                "Changed certificate files that could not be used.",
+                &[name],
+            ),
         }
     }
 }
 
 impl ListenerState {
+    fn new(settings: Settings, address: Bind) -> Self {
+        Self { settings: ArcSwap::from_pointee(settings), address, drain: Drain::new(), refused: Mutex::default() }
+    }
+
     /// The settings of now.
     #[must_use]
     pub fn settings(&self) -> Arc<Settings> {
@@ -131,12 +157,19 @@ impl ListenerState {
 }
 
 impl Settings {
+<<<<<<< HEAD
     /// Reads the certificates of a listener, as it would when it opens.
     ///
     /// # Errors
     /// A certificate, key or CA cannot be used.
     pub fn check(plan: &Listener, identity: Option<&TlsIdentity>) -> Result<(), ConfigError> {
         Self::acceptor(plan, identity, None).map(drop)
+=======
+    /// Whether a connection that was accepted under one may go on under the other.
+    fn same_kind(&self, other: &Self) -> bool {
+        let kind = |s: &Self| (s.tls.is_some(), s.plan.h1, s.plan.h2);
+        kind(self) == kind(other)
+>>>>>>> listen
     }
 
     fn acceptor(
@@ -152,14 +185,7 @@ impl Settings {
 impl Key {
     fn of(plan: &Listener) -> Self {
         let any_port = matches!(&plan.bind, Bind::Tcp(a) if a.port() == 0);
-        Self {
-            bind: plan.bind.clone(),
-            tls: plan.tls.is_some(),
-            h1: plan.h1,
-            h2: plan.h2,
-            balance: plan.accept_balance,
-            name: any_port.then(|| plan.name.clone()),
-        }
+        Self { bind: plan.bind.clone(), name: any_port.then(|| plan.name.clone()) }
     }
 }
 
@@ -223,34 +249,25 @@ impl ListenerSet {
             if inner.live.contains_key(&key) {
                 staged.keep.push((key, settings));
             } else {
-                let bound = self.bind(&inner, plan).map_err(|e| unbound(plan, &e))?;
+                let bound = Bound::new(&plan.bind, self.workers.len()).map_err(|e| unbound(plan, &e))?;
                 staged.add.push((key, bound, settings));
             }
         }
         Ok(staged)
     }
 
-    fn bind(&self, inner: &Inner, plan: &Listener) -> std::io::Result<Bound> {
-        let ours = inner.live.keys().any(|key| key.bind == plan.bind);
-        if let Bind::Unix(path) = &plan.bind
-            && !ours
-        {
-            UnixFile::unclaimed(path)?;
-        }
-        Bound::new(&plan.bind, if plan.accept_balance { 1 } else { self.workers.len() })
-    }
-
     /// Where listeners really listen, by name.
     #[must_use]
     pub fn addresses(&self) -> BTreeMap<String, Bind> {
         let inner = self.inner.lock();
-        inner.live.values().map(|l| (l.state.settings().plan.name.to_string(), l.state.address.clone())).collect()
+        let listeners = inner.live.values().map(|l| l.port.listener());
+        listeners.map(|l| (l.settings().plan.name.to_string(), l.address.clone())).collect()
     }
 
     /// Listeners that accept.
     #[must_use]
     pub fn listeners(&self) -> Vec<Arc<ListenerState>> {
-        self.inner.lock().live.values().map(|l| l.state.clone()).collect()
+        self.inner.lock().live.values().map(|l| l.port.listener()).collect()
     }
 
     /// Certificates in use.
@@ -269,7 +286,7 @@ impl ListenerSet {
     fn everything(&self) -> Vec<Arc<ListenerState>> {
         let mut inner = self.inner.lock();
         inner.retired.retain(|l| l.drain.live() > 0);
-        inner.live.values().map(|l| &l.state).chain(&inner.retired).cloned().collect()
+        inner.live.values().map(|l| l.port.listener()).chain(inner.retired.iter().cloned()).collect()
     }
 
     /// Ends the process's service: unready, then no new connections, then waits for those that are left, then ends them.
@@ -310,10 +327,11 @@ impl ListenerSet {
 
     fn close(&self, which: impl Fn(&Arc<ListenerState>) -> bool) {
         let mut inner = self.inner.lock();
-        let closing: Vec<_> = inner.live.extract_if(.., |_, live| which(&live.state)).collect();
-        for (_, live) in closing {
-            inner.retire(live);
-        }
+        let (closing, open) =
+            std::mem::take(&mut inner.live).into_iter().partition(|(_, live)| which(&live.port.listener()));
+        inner.live = open;
+        let closing: BTreeMap<_, _> = closing;
+        closing.into_values().for_each(|live| inner.retire(live));
     }
 
     /// Looks at certificate files for as long as the set exists. For the control thread.
@@ -351,6 +369,7 @@ impl ListenerState {
         match Settings::acceptor(plan, settings.identity.as_ref(), settings.tickets.as_ref()) {
             Err(e) => {
                 tracing::error!(listener = %plan.name, error = %e.message, "changed certificate files are not used");
+                settings.counts.refused_certificates.inc();
                 *refused = Some((seen, e.message));
             }
             Ok(tls) => {
@@ -372,9 +391,16 @@ impl ListenerState {
 }
 
 impl Inner {
+    /// Closes sockets.
     fn retire(&mut self, live: Live) {
-        live.state.drain.advance(Phase::Draining);
-        self.retired.push(live.state);
+        live.port.open.advance(Phase::Draining);
+        self.drain(live.port.listener());
+    }
+
+    /// Lets the connections of a listener end.
+    fn drain(&mut self, listener: Arc<ListenerState>) {
+        listener.drain.advance(Phase::Draining);
+        self.retired.push(listener);
     }
 }
 
@@ -389,8 +415,14 @@ impl Staged {
         for (key, settings) in keep {
             // One change at a time: what was there when this was staged still is.
             if let Some(live) = inner.live.remove(&key) {
-                live.state.settings.store(Arc::new(settings));
-                *live.state.refused.lock() = None;
+                let listener = live.port.listener();
+                if listener.settings().same_kind(&settings) {
+                    listener.settings.store(Arc::new(settings));
+                    *listener.refused.lock() = None;
+                } else {
+                    live.port.state.store(Arc::new(ListenerState::new(settings, listener.address.clone())));
+                    inner.drain(listener);
+                }
                 next.insert(key, live);
             }
         }
@@ -399,7 +431,7 @@ impl Staged {
         }
         let gone = std::mem::replace(&mut inner.live, next);
         for live in gone.into_values() {
-            tracing::info!(listener = %live.state.settings().plan.name, "listener closed");
+            tracing::info!(listener = %live.port.listener().settings().plan.name, "listener closed");
             inner.retire(live);
         }
         inner.retired.retain(|l| l.drain.live() > 0);
@@ -408,20 +440,17 @@ impl Staged {
 
 impl ListenerSet {
     fn open(&self, bound: Bound, settings: Settings) -> Live {
-        let deal = |alone: bool| if alone { Deal::InTurn(self.workers.clone()) } else { Deal::Here };
         let name = settings.plan.name.clone();
-        let balance = settings.plan.accept_balance;
-        let state = Arc::new(ListenerState {
-            settings: ArcSwap::from_pointee(settings),
-            address: bound.address(),
-            drain: Drain::new(),
-            refused: Mutex::default(),
-        });
-        let start = |worker: &Handle, socket: Listening, deal: Deal| {
-            let (state, handler, name) = (state.clone(), self.handler.clone(), name.clone());
+        let state = Arc::new(ListenerState::new(settings, bound.address()));
+        tracing::info!(listener = %name, address = ?state.address, "listening");
+        let port = Arc::new(Port { state: ArcSwap::new(state), open: Drain::new(), turn: AtomicUsize::new(0) });
+        let start = |worker: &Handle, socket: Listening| {
+            let acceptor =
+                Acceptance { port: port.clone(), handler: self.handler.clone(), workers: self.workers.clone() };
+            let name = name.clone();
             worker.spawn(async move {
                 match socket.register() {
-                    Ok(socket) => accept(socket, state, handler, deal).await,
+                    Ok(socket) => acceptor.run(socket).await,
                     Err(e) => {
                         tracing::error!(listener = %name, error = %e, "a worker cannot watch its listening socket")
                     }
@@ -431,7 +460,7 @@ impl ListenerSet {
         let file = match bound {
             Bound::Tcp(_, sockets) => {
                 for (worker, socket) in self.workers.iter().zip(sockets) {
-                    start(worker, Listening::Tcp(socket), deal(balance));
+                    start(worker, Listening::Tcp(socket));
                 }
                 None
             }
@@ -440,12 +469,11 @@ impl ListenerSet {
                 if let Err(e) = file.publish() {
                     tracing::error!(listener = %name, error = %e, "the socket file cannot take its place");
                 }
-                start(&self.workers[0], Listening::Unix(socket), deal(true));
+                start(&self.workers[0], Listening::Unix(socket));
                 Some(file)
             }
         };
-        tracing::info!(listener = %name, address = ?state.address, "listening");
-        Live { state, _file: file }
+        Live { port, _file: file }
     }
 }
 

@@ -59,8 +59,8 @@ fn tcp(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     Ok(socket.into())
 }
 
-/// The file of a unix socket. It takes its place only with [`UnixFile::publish`], by an atomic rename: until then who
-/// listened there before still does, and a rejected configuration leaves nothing behind.
+/// The file of a unix socket. It takes its place only with [`UnixFile::publish`], by an atomic rename: a rejected
+/// configuration leaves nothing behind.
 pub(super) struct UnixFile {
     path: PathBuf,
     staged: Option<PathBuf>,
@@ -75,6 +75,9 @@ impl UnixFile {
             Err(e) => return Err(e),
             Ok(m) if !m.file_type().is_socket() => {
                 return Err(io::Error::new(io::ErrorKind::AlreadyExists, "a file that is not a socket is in the way"));
+            }
+            Ok(_) if answers(path) => {
+                return Err(io::Error::new(io::ErrorKind::AddrInUse, "another process listens there"));
             }
             Ok(_) => {}
         }
@@ -92,16 +95,6 @@ impl UnixFile {
         Ok((socket.into(), file))
     }
 
-    /// Refuses if another process answers on the path; a stale file answers nobody.
-    pub(super) fn unclaimed(path: &Path) -> io::Result<()> {
-        match UnixStream::connect(path) {
-            Ok(_) => Err(io::Error::new(io::ErrorKind::AddrInUse, "another process listens there")),
-            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => Ok(()),
-            // What exists but is not a socket is told by `bind`, in better words.
-            Err(_) => Ok(()),
-        }
-    }
-
     /// Puts the socket in its place.
     pub(super) fn publish(&mut self) -> io::Result<()> {
         match self.staged.take() {
@@ -109,6 +102,11 @@ impl UnixFile {
             None => Ok(()),
         }
     }
+}
+
+/// A stale socket file answers nobody. Any other failure (no permission, a full backlog) means that somebody is there.
+fn answers(path: &Path) -> bool {
+    !matches!(UnixStream::connect(path), Err(e) if e.kind() == io::ErrorKind::ConnectionRefused)
 }
 
 impl Drop for UnixFile {

@@ -17,3 +17,6 @@ pub mod stream;
 pub mod tls;
 pub mod tls_certs;
 pub mod tls_peer;
+
+#[cfg(test)]
+mod tls_testing;

@@ -72,7 +72,6 @@ impl Drain {
     }
 
     /// Counts something as alive until the ticket is dropped.
-    #[must_use]
     pub fn enter(self: &Arc<Self>) -> Ticket {
         self.enter_counted().1
     }

@@ -31,7 +31,6 @@ const NONE: u32 = u32::MAX;
 /// Completes once `at` has passed. [`Moment::MAX`] never comes and costs nothing.
 ///
 /// Polling it needs a tokio runtime with time enabled, as a tokio timer does.
-#[must_use]
 pub const fn deadline(at: Moment) -> Deadline {
     Deadline { at, state: State::Unarmed }
 }
@@ -152,16 +151,11 @@ thread_local! {
 }
 
 fn here() -> Arc<Shared> {
-    let runtime = Handle::current();
-    let wheel = HERE.with_borrow_mut(|here| match here {
-        Some((id, wheel)) if *id == runtime.id() => wheel.clone(),
-        _ => here.insert((runtime.id(), Arc::new(Shared::default()))).1.clone(),
-    });
-    if wheel.claim_ticker() {
-        let lease = Lease(Arc::downgrade(&wheel));
-        runtime.spawn(tick(lease, wheel.bell.clone()));
-    }
-    wheel
+    let runtime = Handle::current().id();
+    HERE.with_borrow_mut(|here| match here {
+        Some((id, wheel)) if *id == runtime => wheel.clone(),
+        _ => here.insert((runtime, Arc::default())).1.clone(),
+    })
 }
 
 /// A wheel and the bell that wakes its ticker.
@@ -174,9 +168,15 @@ struct Shared {
 }
 
 impl Shared {
-    fn arm(&self, at: Moment, now: Moment, waker: Waker) -> u32 {
-        let (slot, sooner) = self.wheel.lock().insert(at, now, waker);
-        if sooner {
+    fn arm(self: &Arc<Self>, at: Moment, now: Moment, waker: Waker) -> u32 {
+        let (slot, sooner, first) = {
+            let mut wheel = self.wheel.lock();
+            let (slot, sooner) = wheel.insert(at, now, waker);
+            (slot, sooner, !std::mem::replace(&mut wheel.ticking, true))
+        };
+        if first {
+            tokio::spawn(tick(Lease(Arc::downgrade(self)), self.bell.clone()));
+        } else if sooner {
             self.bell.notify_one();
         }
         slot
@@ -198,11 +198,6 @@ impl Shared {
     fn release(&self, slot: u32) {
         let waker = self.wheel.lock().remove(slot);
         drop(waker);
-    }
-
-    /// True for the one caller that has to start the ticker.
-    fn claim_ticker(&self) -> bool {
-        !std::mem::replace(&mut self.wheel.lock().ticking, true)
     }
 }
 

@@ -168,14 +168,19 @@ proptest! {
         prop_assert_eq!(parse(&whole), Ok(Parsed::Header { consumed: bytes.len(), proxied: Some(expected) }));
     }
 
-    /// No bytes make it panic, and its answer keeps its bounds.
+    /// No bytes make it panic, its answer keeps its bounds, and more bytes do not change it.
     #[test]
     fn any_bytes(start in prop_oneof![Just(&b""[..]), Just(V1_START), Just(&V2_START[..])], rest in prop::collection::vec(any::<u8>(), 0..400)) {
         let bytes = [start, &rest].concat();
-        match parse(&bytes) {
-            Ok(Parsed::Header { consumed, .. }) => prop_assert!(consumed <= bytes.len() && consumed <= LIMIT),
-            Ok(Parsed::More(n)) => prop_assert!(n > 0 && bytes.len() + n <= LIMIT),
-            Ok(Parsed::Absent) | Err(_) => {}
+        let whole = parse(&bytes);
+        for cut in 0..bytes.len() {
+            match parse(&bytes[..cut]) {
+                Ok(Parsed::More(n)) => prop_assert!(n > 0 && cut + n <= LIMIT),
+                settled => prop_assert_eq!(settled, whole, "settled at {}, then something else", cut),
+            }
+        }
+        if let Ok(Parsed::Header { consumed, .. }) = whole {
+            prop_assert!(consumed <= bytes.len() && consumed <= LIMIT);
         }
     }
 }
