@@ -1,19 +1,27 @@
 //! The codec against peers made of raw bytes, and the chunked decoder against another one.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::uri::PathAndQuery;
 use http::{Method, StatusCode, Version};
 use http_body::Frame;
 use http_body_util::BodyExt;
+use onehop_filters::contract::mesh::Address;
 use onehop_filters::contract::{Body, Proof, Reason};
 use parking_lot::Mutex;
 use proptest::prelude::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tower::ServiceExt;
 
 use super::chunked::{Decoder, Event};
+use crate::upstream::Head;
+use crate::upstream::dial::{Dial, Dialer};
+use crate::upstream::pool::{Keep, Shard};
 use crate::upstream::tests::{Ask, answering, channel, failing, peer, read_head, text, upstream};
+use crate::upstream::tls::Offer;
 
 /// Sends a GET to a peer that answers with these bytes and closes.
 async fn outcome(method: Method, bytes: impl AsRef<[u8]> + Send + Sync + 'static) -> Result<String, Reason> {
@@ -494,6 +502,39 @@ async fn a_kept_body_survives_a_failed_try() {
     let fault = Ask::post().told(&upstream(), &peer, &mut body, None).await.err().unwrap();
     assert_eq!(fault.proof, Proof::MayHaveRun);
     assert_eq!(body.collect().await.unwrap().to_bytes(), "again");
+}
+
+#[tokio::test]
+async fn nothing_written_proves_that_nothing_ran_and_keeps_the_body() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = Address::Tcp(listener.local_addr().unwrap());
+    let dialer = Dialer { tls: None, name: None };
+    let (dialed, accepted) = tokio::join!(dialer.oneshot(Dial { address, offer: Offer::H1 }), listener.accept());
+    // A reset on the loopback has arrived when this returns.
+    socket2::SockRef::from(&accepted.as_ref().unwrap().0).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(accepted);
+    let shard = Shard::new(Keep { per_endpoint: 1, idle: Duration::MAX });
+    let conn = Box::new(super::Conn::new(dialed.unwrap().wire, std::sync::Weak::new(), shard.open(1)));
+    let (feed, mut body) = channel();
+    feed.send(Frame::data(Bytes::from_static(b"whole"))).await.unwrap();
+    drop(feed);
+    let (method, target, headers) = (Method::POST, PathAndQuery::from_static("/"), HeaderMap::new());
+    let head = Head {
+        method: &method,
+        target: &target,
+        https: false,
+        host: b"a",
+        headers: &headers,
+        extra: &[],
+        te_trailers: false,
+        expect_continue: false,
+        upgrade: None,
+        grpc: false,
+    };
+    let limits = super::Limits { head: 1024, requests: 1 };
+    let failed = super::send(conn, &head, &mut body, None, limits).await.err().unwrap();
+    assert_eq!((failed.fault.reason, failed.fault.proof, failed.silent), (Reason::Reset, Proof::NeverRan, true));
+    assert_eq!(body.collect().await.unwrap().to_bytes(), "whole");
 }
 
 /// A message, its payload, and what follows it, decoded in one piece by the book.
