@@ -163,7 +163,7 @@ impl Upstream {
         match way.version(head) {
             Speaks::H1 => way.h1(None, head, body, informational).await,
             Speaks::H2 => way.h2(Offer::H2, head, body, informational).await,
-            Speaks::Unknown => way.h2(Offer::Both, head, body, informational).await,
+            Speaks::Alpn => way.h2(Offer::Both, head, body, informational).await,
         }
     }
 
@@ -204,7 +204,7 @@ enum Speaks {
     H1,
     H2,
     /// ALPN will say.
-    Unknown,
+    Alpn,
 }
 
 /// One worker's way to one endpoint.
@@ -222,11 +222,9 @@ impl Way<'_> {
             Protocol::Auto if head.grpc => Speaks::H2,
             // Whether an endpoint takes upgrades over HTTP/2 is known only after asking; HTTP/1 always can.
             Protocol::Auto if self.settings.tls.is_none() || head.upgrade.is_some() => Speaks::H1,
-            Protocol::Auto => match self.shard.spoken(self.endpoint.id) {
-                Some(true) => Speaks::H2,
-                Some(false) => Speaks::H1,
-                None => Speaks::Unknown,
-            },
+            Protocol::Auto if self.shard.spoken(self.endpoint.id) == Some(false) => Speaks::H1,
+            // Asked anew for every session: the endpoint may have changed.
+            Protocol::Auto => Speaks::Alpn,
         }
     }
 
@@ -345,9 +343,14 @@ impl Way<'_> {
         let from = now();
         let open = self.shard.open(self.endpoint.id);
         let dialing = dialer.oneshot(Dial { address: self.endpoint.address.clone(), offer });
-        match tokio::time::timeout(*connect_timeout, dialing).await {
-            Ok(dialed) => Ok((dialed?, open, now().since(from))),
-            Err(_) => Err(too_slow()),
+        let dialed = tokio::time::timeout(*connect_timeout, dialing).await.unwrap_or_else(|_| Err(too_slow()));
+        let took = now().since(from);
+        match dialed {
+            Ok(dialed) => Ok((dialed, open, took)),
+            Err(fault) => {
+                tracing::debug!(service = %self.settings.service, endpoint = ?self.endpoint, %fault, ?took, "cannot connect");
+                Err(fault)
+            }
         }
     }
 }
