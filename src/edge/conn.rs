@@ -2,6 +2,10 @@
 
 mod alarm;
 mod front;
+#[cfg(test)]
+pub(super) mod room;
+#[cfg(test)]
+mod tests;
 mod wire;
 
 use std::future::poll_fn;
@@ -12,7 +16,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-pub(super) use self::alarm::{Watch, after};
+pub(super) use self::alarm::{Alarm, Watch, after};
 pub(super) use self::front::answer;
 pub(super) use self::wire::{Exchange, Framing, Wire};
 use super::drain_signal::DrainSignal;

@@ -123,7 +123,7 @@ async fn busy<S: Serve>(gate: Gate, setup: &Setup<S>, watch: &mut Watch) -> End 
         let (serve, link, most) = (setup.serve.clone(), link.clone(), settings.limits.requests);
         service_fn(move |mut request: Request<Incoming>| {
             let exchange = begin(&link, &mut request);
-            answer(&serve, request, exchange, most)
+            answer(&serve, request, exchange, most, None)
         })
     };
     let mut conn = builder(settings).serve_connection(TokioIo::new(gate), service).with_upgrades();

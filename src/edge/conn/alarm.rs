@@ -95,11 +95,6 @@ impl Watch {
         (self.phase, fresh)
     }
 
-    /// When the drain began.
-    pub fn draining_since(&self) -> Option<Moment> {
-        self.draining_since
-    }
-
     /// Rings by `deadline`.
     pub fn ring(&mut self, cx: &mut Context<'_>, deadline: Moment, fresh: bool) {
         self.alarm.set(cx, deadline, fresh);

@@ -16,6 +16,7 @@ use hyper::body::Incoming;
 use onehop_filters::contract::{BodyError, Fault, Reason};
 
 use super::Exchange;
+use crate::edge::h2::Stalled;
 use crate::edge::serve::{Link, Serve};
 
 /// There is no answer: hyper ends the connection (HTTP/1) or resets the stream (HTTP/2).
@@ -23,12 +24,13 @@ use crate::edge::serve::{Link, Serve};
 #[error("the service gave no answer")]
 pub struct Broken;
 
-/// Calls the service. `most`: requests after which an HTTP/1 connection closes.
+/// Calls the service. `most`: requests after which an HTTP/1 connection closes; `stall`: the watch over an HTTP/2 stream.
 pub fn answer<S: Serve>(
     serve: &Arc<S>,
     request: Request<Incoming>,
     exchange: Exchange,
     most: Option<u64>,
+    stall: Stalled,
 ) -> impl Future<Output = Result<Response<Outbound<S::Body>>, Broken>> + Send + use<S> {
     let (version, connect) = (request.version(), request.method() == Method::CONNECT);
     let called = catch_unwind(AssertUnwindSafe(|| serve.call(request, exchange.link())));
@@ -65,7 +67,7 @@ pub fn answer<S: Serve>(
         if response.body().is_end_stream() {
             exchange.ended();
         }
-        Ok(response.map(|body| Outbound { body, exchange, cut_is_silent }))
+        Ok(response.map(|body| Outbound { body, exchange, cut_is_silent, stall }))
     }
 }
 
@@ -84,6 +86,8 @@ pub struct Outbound<B> {
     exchange: Exchange,
     /// Towards HTTP/1.0 a cut body ends like a whole one, unless the connection is reset.
     cut_is_silent: bool,
+    /// HTTP/2: tells the stream's task that a frame waits for the client.
+    stall: Stalled,
 }
 
 impl<B: Body<Data = Bytes, Error = BodyError> + Unpin> Body for Outbound<B> {
@@ -92,6 +96,9 @@ impl<B: Body<Data = Bytes, Error = BodyError> + Unpin> Body for Outbound<B> {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
+        if let Some(stall) = &this.stall {
+            stall.polled();
+        }
         let polled = catch(this.exchange.link(), || Pin::new(&mut this.body).poll_frame(cx))
             .unwrap_or_else(|fault| Poll::Ready(Some(Err(fault))));
         match &polled {
@@ -104,6 +111,9 @@ impl<B: Body<Data = Bytes, Error = BodyError> + Unpin> Body for Outbound<B> {
             Poll::Ready(None) => this.exchange.ended(),
             Poll::Ready(Some(Ok(_))) if this.body.is_end_stream() => this.exchange.ended(),
             _ => {}
+        }
+        if let (Some(stall), Poll::Ready(Some(Ok(_)))) = (&this.stall, &polled) {
+            stall.handed();
         }
         polled
     }
