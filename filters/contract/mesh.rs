@@ -39,7 +39,7 @@ pub struct Endpoint {
     pub address: Address,
     /// Zone, empty if unknown.
     pub zone: Arc<str>,
-    /// Failover tier: 0 is used first (SRV priority rank).
+    /// Failover tier: the lowest is used first (SRV priority).
     pub priority: u32,
     /// Balancing weight; 0 = drained. May change in place.
     pub weight: AtomicU32,
@@ -116,6 +116,23 @@ impl Endpoint {
     pub fn offered(&self) -> bool {
         !self.state.draining.load(Relaxed) && self.weight.load(Relaxed) != 0
     }
+}
+
+/// Hash that is the same in every process and version (FNV-1a, mixed as in SplitMix64): sidecars must agree on who owns a
+/// key.
+#[must_use]
+pub fn stable_hash(parts: &[&[u8]]) -> u64 {
+    let mut h = 0xCBF2_9CE4_8422_2325_u64;
+    for part in parts {
+        for byte in *part {
+            h = (h ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01B3);
+        }
+        // A part ends here: ("ab", "c") and ("a", "bc") differ.
+        h = (h ^ 0xFF).wrapping_mul(0x0100_0000_01B3);
+    }
+    h = (h ^ (h >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    h = (h ^ (h >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    h ^ (h >> 31)
 }
 
 /// One endpoint as a discovery source reports it.
