@@ -309,3 +309,7 @@ pub fn two_choices(
     let Some(second) = draw(dice, Some(first)) else { return Some(first) };
     Some(if cheaper(&tier.endpoints[second], &tier.endpoints[first]) { second } else { first })
 }
+
+#[cfg(test)]
+#[path = "pool_tests.rs"]
+mod tests;

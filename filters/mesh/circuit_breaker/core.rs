@@ -74,6 +74,7 @@ impl Places {
         self.word.compare_exchange_weak(from.word(), to.word(), AcqRel, Acquire).is_ok()
     }
     /// Places taken and tries waiting.
+    #[cfg(test)]
     pub fn counts(&self) -> (u32, u32) {
         let now = self.load();
         (now.taken, now.waiting)

@@ -110,8 +110,10 @@ async fn watch(shared: Arc<Shared>, endpoint: Weak<Endpoint>, tls: Option<CheckT
             .await
             .unwrap_or_else(|_| Err("no answer in time".to_owned()));
         if result.is_ok() { &shared.passed } else { &shared.failed }.inc();
-        if standing.feed(result.is_ok(), s.healthy, s.unhealthy) {
-            e.state.health.store(standing.health, Relaxed);
+        let changed = standing.feed(result.is_ok(), s.healthy, s.unhealthy);
+        // Written each time: an older check that ends takes back what it knew.
+        e.state.health.store(standing.health, Relaxed);
+        if changed {
             let service = &shared.service;
             match &result {
                 Ok(()) => tracing::info!(service, endpoint = %e.address, "endpoint is healthy"),

@@ -164,6 +164,13 @@ pub fn eject(s: &Settings, e: &EndpointState, now: Moment) -> Duration {
     length
 }
 
+/// Takes an ejection back without a probe.
+pub fn pardon(e: &EndpointState) {
+    forget(e);
+    e.ejected_until.store(0, Relaxed);
+    e.probing.store(false, Relaxed);
+}
+
 /// Whether one more of `members` may go while `out` are out.
 pub fn may_eject(s: &Settings, members: usize, out: usize) -> bool {
     if s.max_percent == 0.0 || out + 1 >= members {

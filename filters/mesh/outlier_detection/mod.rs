@@ -95,6 +95,10 @@ impl Gate for Detector {
     fn members(&self, endpoints: &[Arc<Endpoint>]) {
         let mut members = self.members.lock();
         *members = endpoints.into();
+        // A set that shrank to those that are out: one is always kept, and rather all than a guess which.
+        if Self::out(&members) == members.len() {
+            members.iter().for_each(|e| core::pardon(&e.state));
+        }
         self.show(&members);
     }
     fn picked(&self, endpoint: &Endpoint, now: Moment) -> bool {
@@ -119,9 +123,6 @@ struct Amnesty;
 
 impl Gate for Amnesty {
     fn members(&self, endpoints: &[Arc<Endpoint>]) {
-        for e in endpoints {
-            e.state.ejected_until.store(0, Relaxed);
-            e.state.probing.store(false, Relaxed);
-        }
+        endpoints.iter().for_each(|e| core::pardon(&e.state));
     }
 }

@@ -12,9 +12,11 @@ use crate::contract::units;
 use crate::mesh::discover::endpoint::{host_name, name_and_port};
 use crate::mesh::discover::resolve::{Family, MAX_TTL, MIN_TTL, Settings};
 
-/// The section.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(untagged, expecting = "`name:port`, or `{name, port}` with `minTtl`, `maxTtl`, `resolver`, `family`")]
+/// The section, for the schema: `name:port`, or a map. [`read`] tells them apart by itself, so that an unknown key of the
+/// map is named and not only "no variant matched".
+#[derive(JsonSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "a schema only")]
 pub enum Section {
     /// `name:port`.
     Short(String),
@@ -43,11 +45,8 @@ pub struct Full {
 
 /// Reads the section: name, port, how to ask.
 pub fn read(node: &Node) -> Result<(Arc<str>, u16, Settings), ConfigError> {
-    // A map is read as what it must be, so that an unknown key is named and not only "no variant matched".
     if node.entries().is_empty() {
-        let Section::Short(text) = node.read()? else {
-            return Err(ConfigError::at(node.span, "write `name:port`"));
-        };
+        let text: String = node.read()?;
         let (name, port) = name_and_port(&text).map_err(|why| ConfigError::at(node.span, why))?;
         return Ok((name, port, Settings::default()));
     }

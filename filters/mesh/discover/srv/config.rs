@@ -12,9 +12,10 @@ use crate::mesh::discover::dns::lifetimes;
 use crate::mesh::discover::endpoint::host_name;
 use crate::mesh::discover::resolve::{Family, Settings};
 
-/// The section.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(untagged, expecting = "a name such as `_grpc._tcp.stock.internal`, or `{name}` with settings")]
+/// The section, for the schema; [`read`] tells the two apart by itself.
+#[derive(JsonSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "a schema only")]
 pub enum Section {
     /// The name.
     Short(String),

@@ -50,18 +50,13 @@ impl Discover for Records {
 
 /// Turns records and the addresses of their targets into endpoints.
 fn endpoints(records: &[Srv], addresses: &BTreeMap<String, Vec<IpAddr>>) -> Vec<Found> {
-    // Tiers count up from 0, whatever numbers the zone uses. All weights 0 means no preference (RFC 2782); among others a
-    // 0 still gets a little, so it does not mean drained here.
-    let mut priorities: Vec<u16> = records.iter().map(|r| r.priority).collect();
-    priorities.sort_unstable();
-    priorities.dedup();
-    let tier = |p: u16| u32::try_from(priorities.partition_point(|q| *q < p)).unwrap_or(u32::MAX);
+    // All weights 0 means no preference (RFC 2782); among others a 0 still gets a little, so it does not mean drained here.
     merge(records.iter().flat_map(|r| {
         addresses.get(&r.target).into_iter().flatten().map(move |ip| Found {
             address: Address::Tcp((*ip, r.port).into()),
             weight: u32::from(r.weight.max(1)),
             zone: "".into(),
-            priority: tier(r.priority),
+            priority: r.priority.into(),
         })
     }))
 }
