@@ -19,12 +19,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::accept_io::{Io, Plain, Rewind};
-<<<<<<< HEAD
-use super::listener::{ListenerState, Settings};
-pub use super::serve::Alpn;
-=======
 use super::listener::{ListenerState, Port, Settings};
->>>>>>> listen
+pub use super::serve::Alpn;
 use super::proxy_protocol::{Parsed, Proxied, ProxyError, parse};
 use super::tls::Acceptor;
 use super::tls_peer::{BadNames, workload};

@@ -157,19 +157,19 @@ impl ListenerState {
 }
 
 impl Settings {
-<<<<<<< HEAD
     /// Reads the certificates of a listener, as it would when it opens.
     ///
     /// # Errors
     /// A certificate, key or CA cannot be used.
     pub fn check(plan: &Listener, identity: Option<&TlsIdentity>) -> Result<(), ConfigError> {
-        Self::acceptor(plan, identity, None).map(drop)
-=======
+        let tickets = Tickets::new().map_err(|e| ConfigError::at(plan.span, format!("tls: {e}")))?;
+        Self::acceptor(plan, identity, Some(&tickets)).map(drop)
+    }
+
     /// Whether a connection that was accepted under one may go on under the other.
     fn same_kind(&self, other: &Self) -> bool {
         let kind = |s: &Self| (s.tls.is_some(), s.plan.h1, s.plan.h2);
         kind(self) == kind(other)
->>>>>>> listen
     }
 
     fn acceptor(

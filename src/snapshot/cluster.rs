@@ -139,11 +139,7 @@ impl Cluster {
     pub fn on_removed(&self, watcher: impl Fn(&Endpoint) + Send + Sync + 'static) {
         let mut control = self.control.lock();
         if control.watchers.len() == WATCHERS {
-<<<<<<< HEAD
-            control.watchers.remove(0);
-=======
             drop(control.watchers.remove(0));
->>>>>>> mesh
         }
         control.watchers.push(Box::new(watcher));
     }
@@ -204,16 +200,12 @@ impl Cluster {
         control.gates.retain(|gate| gate.upgrade().map(|g| g.members(&endpoints)).is_some());
         self.metrics.endpoints.set(i64::try_from(endpoints.len()).unwrap_or(i64::MAX));
         self.metrics.updates.inc();
-<<<<<<< HEAD
-        tracing::info!(service = &*self.name, endpoints = endpoints.len(), removed = removed.len(), "endpoints changed");
-=======
         tracing::info!(
             service = &*self.name,
             endpoints = endpoints.len(),
             removed = removed.len(),
             "endpoints changed"
         );
->>>>>>> mesh
     }
 
     /// The next set and those that left; `None` if nothing changed.

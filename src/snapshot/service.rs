@@ -132,20 +132,10 @@ fn known(plan: &plan::Service, entries: &[Entry]) -> Result<(), ConfigError> {
     }
 }
 
-<<<<<<< HEAD
-fn discover(
-    plan: &plan::Service,
-    entries: &[Entry],
-    build: &mut Build<'_>,
-) -> Result<Arc<dyn Discover>, ConfigError> {
-    let (kind, section) = &plan.discover;
-    let kinds = || entries.iter().filter_map(|e| if let Role::Discover(make) = e.role { Some((e.name, make)) } else { None });
-=======
 fn discover(plan: &plan::Service, entries: &[Entry], build: &mut Build<'_>) -> Result<Arc<dyn Discover>, ConfigError> {
     let (kind, section) = &plan.discover;
     let kinds =
         || entries.iter().filter_map(|e| if let Role::Discover(make) = e.role { Some((e.name, make)) } else { None });
->>>>>>> mesh
     match kinds().find(|(name, _)| name == kind) {
         Some((_, make)) => make(section, build),
         None => Err(ConfigError::unknown(section.span, "kind of discovery", kind, kinds().map(|(name, _)| name))),
@@ -154,12 +144,8 @@ fn discover(plan: &plan::Service, entries: &[Entry], build: &mut Build<'_>) -> R
 
 fn balance(plan: &plan::Service, entries: &[Entry], build: &mut Build<'_>) -> Result<Arc<dyn Balance>, ConfigError> {
     let (policy, section) = &plan.balance;
-<<<<<<< HEAD
-    let policies = || entries.iter().filter_map(|e| if let Role::Balance(make) = e.role { Some((e.name, make)) } else { None });
-=======
     let policies =
         || entries.iter().filter_map(|e| if let Role::Balance(make) = e.role { Some((e.name, make)) } else { None });
->>>>>>> mesh
     match policies().find(|(name, _)| name == policy) {
         Some((_, make)) => make(section.as_ref(), build),
         None => {
@@ -184,15 +170,9 @@ fn gates(plan: &plan::Service, entries: &[Entry], build: &mut Build<'_>) -> Resu
 /// The retry policy whose key stands on the service, else the first there is.
 fn retry(plan: &plan::Service, entries: &[Entry], build: &mut Build<'_>) -> Result<Arc<dyn Retry>, ConfigError> {
     let policies = || {
-<<<<<<< HEAD
-        entries.iter().filter_map(|e| {
-            if let Role::Retry(make) = e.role { Some((plan.roles.get(e.name), make)) } else { None }
-        })
-=======
         entries
             .iter()
             .filter_map(|e| if let Role::Retry(make) = e.role { Some((plan.roles.get(e.name), make)) } else { None })
->>>>>>> mesh
     };
     let chosen = policies().find(|(section, _): &(Option<&Node>, _)| section.is_some()).or_else(|| policies().next());
     match chosen {
