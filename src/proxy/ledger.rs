@@ -187,7 +187,11 @@ pub fn refuse(
 ) -> Response<Outgoing> {
     let id = super::headers::request_id::fresh();
     let asked = fault::Asked { request_id: id.as_bytes(), head: raw.method == Method::HEAD, grpc: raw.grpc.as_ref() };
-    let response = fault::response(fault, &asked);
+    let mut response = fault::response(fault, &asked);
+    // What follows such a head may be a body, a tunnel or a request: nobody can say, so nobody reads it.
+    if raw.version != Version::HTTP_2 && (fault.reason == Reason::BadFraming || raw.method == Method::CONNECT) {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     let log = view.access_log.as_deref();
     refused(log, view, conn, Some(raw), started, fault, &id, response.status().as_u16());
     response.map(Outgoing::bare)

@@ -425,6 +425,9 @@ fn finish(rq: Request, route: &Route, rs: ResponseCx, tunnel: Option<upgrade::Tu
             (head.status, head.headers, body) = (rs.status, rs.headers, rs.body);
         }
     }
+    if ex.cx.version != Version::HTTP_2 && ex.tally.refused.is_some_and(|(reason, _)| leaves_body_unread(reason)) {
+        head.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     ex.tally.status = head.status;
     let idle = route.idle_timeout;
     match tunnel {
@@ -434,6 +437,12 @@ fn finish(rq: Request, route: &Route, rs: ResponseCx, tunnel: Option<upgrade::Tu
         }
         None => Response::from_parts(head, Outgoing::new(body, ex, idle, streams)),
     }
+}
+
+/// Whether the rest of the request's body is still to come and nobody will read it: the connection ends with the answer,
+/// which has to say so (RFC 9112 section 9.6), or the client loses the request it sends next.
+const fn leaves_body_unread(reason: Reason) -> bool {
+    matches!(reason, Reason::BodyTooLarge | Reason::BodyTimeout | Reason::BadFraming)
 }
 
 /// What would become of a request that nobody sends.
