@@ -1,9 +1,12 @@
 //! Listeners, TLS, the gate under hyper, connections, drain.
 
 pub mod accept;
+mod accept_greet;
 pub mod accept_io;
 pub mod listener;
 mod listener_bind;
+mod listener_drain;
+mod listener_state;
 pub mod proxy_protocol;
 pub mod tls;
 pub mod tls_certs;
