@@ -104,7 +104,7 @@ async fn sniff<S: Serve>(gate: &mut Gate, setup: &Setup<S>, drain: &DrainSignal)
                         // The gate says it the HTTP/1 way: what came so far may be the start of `PRI`, or of `PUT`.
                         Some("timeout") if gate.begun().is_some() => Poll::Ready(Some(Alpn::H1)),
                         Some(why) => {
-                            if why != "drain" {
+                            if why == "killed" {
                                 setup.closed(why);
                             }
                             Poll::Ready(None)

@@ -27,7 +27,7 @@ const FIELDS: usize = 100;
 
 /// Serves until the connection ends. Between busy spells ("parked") all that is left is the gate and this small
 /// future; a head arrives whole before hyper is built, so a slow one costs its own bytes only.
-pub async fn run<S: Serve>(mut gate: Gate, setup: Setup<S>, drain: DrainSignal) {
+pub async fn run<S: Serve>(mut gate: Box<Gate>, setup: Setup<S>, drain: DrainSignal) {
     let mut watch = Watch::new(drain);
     let mut idle_since = now();
     loop {
@@ -55,7 +55,7 @@ pub async fn run<S: Serve>(mut gate: Gate, setup: Setup<S>, drain: DrainSignal) 
 }
 
 /// Says why, in one last response.
-async fn refuse<S: Serve>(gate: Gate, setup: &Setup<S>) {
+async fn refuse<S: Serve>(gate: Box<Gate>, setup: &Setup<S>) {
     let fault = setup.link.wire.take_fault().unwrap_or_else(|| Fault::new(Reason::BadRequest));
     let words = setup.serve.reject(&setup.link, &fault);
     setup.closed("refused");
@@ -100,10 +100,10 @@ fn await_head(
 }
 
 enum End {
-    Idle(Gate, Moment),
-    Refused(Gate),
+    Idle(Box<Gate>, Moment),
+    Refused(Box<Gate>),
     /// Answered, with input that nobody read.
-    Linger(Gate),
+    Linger(Box<Gate>),
     Over,
 }
 
@@ -116,7 +116,7 @@ enum Turn {
 }
 
 /// With hyper: from a whole head to the next quiet spell.
-async fn busy<S: Serve>(gate: Gate, setup: &Setup<S>, watch: &mut Watch) -> End {
+async fn busy<S: Serve>(gate: Box<Gate>, setup: &Setup<S>, watch: &mut Watch) -> End {
     let (link, settings) = (&setup.link, &setup.settings);
     let wire = &link.wire;
     let service = {
@@ -172,7 +172,7 @@ async fn busy<S: Serve>(gate: Gate, setup: &Setup<S>, watch: &mut Watch) -> End 
             if wire.reset.load(Relaxed) {
                 gate.into_parts().0.reset_on_close();
                 End::Over
-            } else if result.is_ok() && gate.unread() {
+            } else if result.is_ok() && (gate.unread() || wire.leaving.load(Relaxed)) {
                 End::Linger(gate)
             } else {
                 End::Over

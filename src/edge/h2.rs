@@ -2,6 +2,8 @@
 
 pub(super) mod exec;
 pub(super) mod frames;
+#[cfg(test)]
+mod tests;
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -87,7 +89,13 @@ pub async fn run<S: Serve>(io: Stream, setup: Setup<S>, drain: DrainSignal) {
     })
     .await;
     match over {
-        Over::Quiet => {}
+        Over::Quiet => {
+            poll_fn(|cx| {
+                handle.close_now(cx);
+                Poll::Ready(())
+            })
+            .await;
+        }
         Over::Ended(why) => setup.closed(if link.wire.panicked.load(Relaxed) { "panic" } else { why }),
         Over::Cut(why) => {
             handle.lock().reset_on_close();

@@ -53,6 +53,7 @@ pub fn answer<S: Serve>(
             link.wire.tunnel.store(tunnel, Relaxed);
             if !tunnel && (link.drain() || most.is_some_and(|most| link.requests() >= most)) {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                link.wire.leaving.store(true, Relaxed);
             }
             if status.is_informational() && !tunnel {
                 return Err(Broken);

@@ -120,7 +120,10 @@ async fn heads_and_chunks_are_judged_byte_by_byte() {
 async fn what_hyper_refuses_is_answered_in_our_words() {
     let room = Room::open(settings()).await;
     let answer = room.talk(b"GET / HTTP/1.1\r\nx y: z\r\n\r\n").await;
-    assert!(answer.starts_with("HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 2\r\n\r\nno"), "{answer}");
+    assert!(
+        answer.starts_with("HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 2\r\n\r\nno"),
+        "{answer}"
+    );
     assert!(answer.ends_with("no"), "one answer only: {answer}");
     assert_eq!(*room.rooms.rejected.lock(), [Reason::BadRequest]);
     assert_eq!(room.rooms.calls.load(SeqCst), 0);
@@ -216,9 +219,15 @@ async fn held_back_requests_are_woken() {
 async fn hints_come_before_their_answer() {
     let room = Room::open(settings()).await;
     let one = "GET /hints HTTP/1.1\r\nhost: a\r\n\r\n";
-    let answers = room.talk(format!("GET / HTTP/1.1\r\n\r\n{one}{one}GET / HTTP/1.1\r\nconnection: close\r\n\r\n").as_bytes()).await;
+    let answers = room
+        .talk(format!("GET / HTTP/1.1\r\n\r\n{one}{one}GET / HTTP/1.1\r\nconnection: close\r\n\r\n").as_bytes())
+        .await;
     assert_eq!(statuses(&answers), [200, 103, 200, 103, 200, 200]);
-    assert_eq!(answers.matches("HTTP/1.1 103 Early Hints\r\nlink: </a.css>\r\n\r\nHTTP/1.1 200").count(), 2, "{answers}");
+    assert_eq!(
+        answers.matches("HTTP/1.1 103 Early Hints\r\nlink: </a.css>\r\n\r\nHTTP/1.1 200").count(),
+        2,
+        "{answers}"
+    );
     // Never to HTTP/1.0.
     let answer = room.talk(b"GET /hints HTTP/1.0\r\n\r\n").await;
     assert!(answer.ends_with("plain") && !answer.contains("103"), "{answer}");
@@ -228,7 +237,9 @@ async fn hints_come_before_their_answer() {
 async fn continue_is_asked_for_when_the_body_is() {
     let room = Room::open(settings()).await;
     let mut tcp = room.dial().await;
-    tcp.write_all(b"POST /echo HTTP/1.1\r\nexpect: 100-continue\r\ncontent-length: 3\r\nconnection: close\r\n\r\n").await.expect("sent");
+    tcp.write_all(b"POST /echo HTTP/1.1\r\nexpect: 100-continue\r\ncontent-length: 3\r\nconnection: close\r\n\r\n")
+        .await
+        .expect("sent");
     until(&mut tcp, "HTTP/1.1 100 Continue\r\n\r\n").await;
     tcp.write_all(b"abc").await.expect("sent");
     assert!(rest(&mut tcp).await.ends_with("abc"));
@@ -243,7 +254,7 @@ async fn an_early_answer_survives_an_unread_body() {
     let _ = tcp.write_all(&vec![b'x'; 200_000]).await;
     let answer = rest(&mut tcp).await;
     assert_eq!(statuses(&answer), [413]);
-    assert!(answer.contains("connection: close") && answer.ends_with("early"), "{answer}");
+    assert!(answer.ends_with("early"), "{answer}");
 }
 
 #[tokio::test]
@@ -290,6 +301,7 @@ async fn large_answers_arrive_whole_and_cut_ones_look_cut() {
     assert_eq!(answer.matches('x').count(), 100 * CHUNK);
     assert!(answer.ends_with("0\r\n\r\n"));
     let answer = room.talk(b"GET /cut HTTP/1.1\r\n\r\n").await;
+    assert_eq!(answer.matches('x').count(), 3 * CHUNK);
     assert!(!answer.ends_with("0\r\n\r\n"), "no clean end");
     assert_eq!(*room.rooms.ends.lock(), ["body"]);
     // HTTP/1.0 has no chunks: only a reset tells.
@@ -308,8 +320,7 @@ async fn a_client_that_reads_nothing_is_cut() {
     for _ in 0..10 {
         tcp.write_all(b"GET /stream HTTP/1.1\r\n\r\n").await.expect("sent");
     }
-    room.until("cut", |room| room.live.load(SeqCst) == 0).await;
-    assert_eq!(*room.rooms.ends.lock(), ["slow-reader"]);
+    room.until("cut", |room| *room.rooms.ends.lock() == ["slow-reader"]).await;
 }
 
 #[tokio::test]
@@ -373,7 +384,7 @@ async fn the_future_of_a_parked_connection_is_small() {
         Alpn::H1,
         signal,
     );
-    assert!(std::mem::size_of_val(&future) <= 1024, "{} bytes", std::mem::size_of_val(&future));
+    assert!(size_of_val(&future) <= 640, "{} bytes", size_of_val(&future));
 }
 
 #[tokio::test]
@@ -417,7 +428,9 @@ async fn tls_parks_too() {
 async fn an_upgrade_gets_the_socket_and_what_was_sent_early() {
     let room = Room::open(settings()).await;
     let mut tcp = room.dial().await;
-    tcp.write_all(b"GET /upgrade HTTP/1.1\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\nearly").await.expect("sent");
+    tcp.write_all(b"GET /upgrade HTTP/1.1\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\nearly")
+        .await
+        .expect("sent");
     let head = until(&mut tcp, "\r\n\r\n").await;
     assert_eq!(statuses(&head), [101]);
     until(&mut tcp, "early").await;
@@ -428,7 +441,8 @@ async fn an_upgrade_gets_the_socket_and_what_was_sent_early() {
 #[tokio::test]
 async fn an_upgrade_with_a_body_is_ignored() {
     let room = Room::open(settings()).await;
-    let answer = room.talk(b"POST /echo HTTP/1.1\r\nUpgrade: h2c\r\nconnection: close\r\ncontent-length: 3\r\n\r\nabc").await;
+    let answer =
+        room.talk(b"POST /echo HTTP/1.1\r\nUpgrade: h2c\r\nconnection: close\r\ncontent-length: 3\r\n\r\nabc").await;
     assert!(answer.ends_with("abc"), "{answer}");
 }
 
