@@ -16,7 +16,7 @@ use hyper_util::rt::TokioIo;
 use onehop_filters::contract::{Fault, Moment, Reason, now};
 
 use super::conn::{Exchange, Framing, Setup, Watch, Wire, after, answer, last_word, linger};
-use super::drain_signal::{DrainSignal, Phase};
+use super::drain_signal::Phase;
 use super::gate::{self, Fill, Gate};
 use super::serve::{Link, Serve, Settings};
 
@@ -27,13 +27,12 @@ const FIELDS: usize = 100;
 
 /// Serves until the connection ends. Between busy spells ("parked") all that is left is the gate and this small
 /// future; a head arrives whole before hyper is built, so a slow one costs its own bytes only.
-pub async fn run<S: Serve>(mut gate: Box<Gate>, setup: Setup<S>, drain: DrainSignal) {
-    let mut watch = Watch::new(drain);
+pub async fn run<S: Serve>(mut gate: Box<Gate>, setup: &Setup<S>, watch: &mut Watch) {
     let mut idle_since = now();
     loop {
-        let head = poll_fn(|cx| await_head(&mut gate, &setup.settings, &mut watch, idle_since, cx)).await;
+        let head = poll_fn(|cx| await_head(&mut gate, &setup.settings, watch, idle_since, cx)).await;
         let end = match head {
-            Head::Complete => Box::pin(busy(gate, &setup, &mut watch)).await,
+            Head::Complete => Box::pin(busy(gate, setup, watch)).await,
             Head::Refused => End::Refused(gate),
             Head::Over(why) => {
                 if let Some(why) = why {
@@ -47,7 +46,7 @@ pub async fn run<S: Serve>(mut gate: Box<Gate>, setup: Setup<S>, drain: DrainSig
                 setup.link.wire.parked.fetch_add(1, Relaxed);
                 (gate, idle_since) = (parked, since);
             }
-            End::Refused(gate) => return Box::pin(refuse(gate, &setup)).await,
+            End::Refused(gate) => return Box::pin(refuse(gate, setup)).await,
             End::Linger(gate) => return Box::pin(linger(gate.into_parts().0)).await,
             End::Over => return,
         }

@@ -24,7 +24,7 @@ pub(super) use self::frames::PREFACE;
 use self::frames::Work;
 use super::coalesce::Handle;
 use super::conn::{Framing, Setup, Watch, Wire, after, answer};
-use super::drain_signal::{DrainSignal, Phase};
+use super::drain_signal::Phase;
 use super::serve::{Serve, Settings};
 use super::stream::Stream;
 
@@ -37,7 +37,7 @@ const SEND_BUFFER: usize = 64 * 1024;
 const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Serves until the connection ends.
-pub async fn run<S: Serve>(io: Stream, setup: Setup<S>, drain: DrainSignal) {
+pub async fn run<S: Serve>(io: Stream, setup: &Setup<S>, watch: &mut Watch) {
     let settings = setup.settings.clone();
     let link = setup.link.clone();
     link.wire.head_since.store(0, Relaxed);
@@ -51,7 +51,6 @@ pub async fn run<S: Serve>(io: Stream, setup: Setup<S>, drain: DrainSignal) {
         })
     };
     let mut conn = builder(&settings, streams).serve_connection(TokioIo::new(handle.clone()), service);
-    let mut watch = Watch::new(drain);
     let mut clocks = Clocks::new();
     let over = poll_fn(|cx| {
         let (phase, fresh) = watch.phase(cx);

@@ -43,6 +43,7 @@ pub fn answer<S: Serve>(
         let link = exchange.link().clone();
         let Ok(mut response) = answered else {
             link.wire.panicked.store(true, Relaxed);
+            exchange.ended();
             return Err(Broken);
         };
         link.wire.answered.store(true, Relaxed);
