@@ -229,6 +229,7 @@ impl Room {
         let (all, alive) = (rooms.clone(), live.clone());
         tokio::spawn(async move {
             while let Ok((tcp, peer)) = listener.accept().await {
+                tcp.set_nodelay(true).expect("set");
                 let conn = Conn {
                     id: 1,
                     listener: "test".into(),

@@ -1,6 +1,9 @@
 //! HTTP/2 over real sockets: the h2 crate's client, and frames written by hand.
 
+use std::future::{Future as _, poll_fn};
+use std::pin::Pin;
 use std::sync::atomic::Ordering::SeqCst;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -33,7 +36,7 @@ async fn exchange(
     upload: Option<Bytes>,
 ) -> Result<(StatusCode, Vec<u8>), h2::Error> {
     timeout(PATIENCE, async {
-        std::future::poll_fn(|cx| send.poll_ready(cx)).await?;
+        poll_fn(|cx| send.poll_ready(cx)).await?;
         let (response, mut body) = send.send_request(request(path), upload.is_none())?;
         if let Some(upload) = upload {
             body.send_data(upload, true)?;
@@ -132,6 +135,45 @@ async fn a_slow_reader_holds_only_itself_back() {
     assert_eq!(end, Some(h2::Reason::CANCEL));
     assert!(got < 100 * CHUNK);
     assert!(exchange(send, "/after", None).await.is_ok(), "the connection goes on");
+}
+
+#[tokio::test]
+async fn a_client_that_stops_reading_holds_the_connection_back() {
+    const STREAMS: usize = 12;
+    let room = Room::open(settings()).await;
+    let mut builder = client::Builder::new();
+    builder.initial_window_size(1 << 24).initial_connection_window_size(1 << 28);
+    for (nth, resumes) in [(1, true), (2, false)] {
+        let tcp = room.dial().await;
+        socket2::SockRef::from(&tcp).set_recv_buffer_size(16 * 1024).expect("set");
+        let (mut send, mut conn) = builder.handshake::<_, Bytes>(tcp).await.expect("a handshake");
+        let mut responses = Vec::new();
+        for _ in 0..STREAMS {
+            responses.push(send.send_request(request("/stream"), true).expect("open").0);
+        }
+        // One poll sends the requests; then nobody looks at the socket.
+        poll_fn(|cx| Poll::Ready(Pin::new(&mut conn).poll(cx).is_ready())).await;
+        room.until("there", |room| room.rooms.links.lock().len() == nth).await;
+        room.until("all asked", |room| room.link().requests() == STREAMS as u64).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert!(room.link().bytes_out() < (STREAMS * 100 * CHUNK) as u64, "held back, not buffered");
+        if !resumes {
+            room.until("cut", |room| *room.rooms.ends.lock() == ["slow-reader"]).await;
+            return;
+        }
+        let conn = tokio::spawn(conn);
+        for response in responses {
+            let mut body = timeout(PATIENCE, response).await.expect("in time").expect("a head").into_body();
+            let mut got = 0;
+            while let Some(data) = timeout(PATIENCE, body.data()).await.expect("in time") {
+                let data = data.expect("whole");
+                assert!(data.iter().all(|&b| b == b'x'));
+                got += data.len();
+            }
+            assert_eq!(got, 100 * CHUNK);
+        }
+        conn.abort();
+    }
 }
 
 #[tokio::test]
