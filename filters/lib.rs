@@ -9,4 +9,25 @@ pub mod mesh;
 use contract::Entry;
 
 /// Every built-in filter, one line each. Their order in a chain is their phase's, not this list's.
-pub const BUILTIN: &[Entry] = &[];
+pub const BUILTIN: &[Entry] = &[
+    api::api_key::ENTRY,
+    api::auth::ENTRY,
+    api::cors::ENTRY,
+    api::jwt::ENTRY,
+    api::quota::ENTRY,
+    api::transform::ENTRY,
+    mesh::discover::static_::ENTRY,
+    mesh::discover::dns::ENTRY,
+    mesh::discover::srv::ENTRY,
+    mesh::discover::file::ENTRY,
+    mesh::balance::round_robin::ENTRY,
+    mesh::balance::random::ENTRY,
+    mesh::balance::least_request::ENTRY,
+    mesh::balance::peak_ewma::ENTRY,
+    mesh::balance::ring_hash::ENTRY,
+    mesh::balance::maglev::ENTRY,
+    mesh::retry::ENTRY,
+    mesh::circuit_breaker::ENTRY,
+    mesh::outlier_detection::ENTRY,
+    mesh::health_check::ENTRY,
+];

@@ -4,6 +4,8 @@ use std::error::Error;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -60,6 +62,7 @@ pub struct Inbound {
     sleep: Option<Pin<Box<Sleep>>>,
     waiting: bool,
     over: bool,
+    count: Option<Arc<AtomicU64>>,
 }
 
 impl Inbound {
@@ -69,7 +72,7 @@ impl Inbound {
     pub fn new(incoming: Incoming, version: Version, limit: Option<u64>, idle: Duration) -> Self {
         let limit = limit.unwrap_or(u64::MAX);
         let http2 = version == Version::HTTP_2;
-        Self { incoming, http2, seen: 0, limit, idle, sleep: None, waiting: false, over: false }
+        Self { incoming, http2, seen: 0, limit, idle, sleep: None, waiting: false, over: false, count: None }
     }
 
     /// Refuses a body whose announced length is over the limit, before it is asked for.
@@ -78,6 +81,13 @@ impl Inbound {
     /// [`Reason::BodyTooLarge`].
     pub fn check(&self) -> Result<(), Fault> {
         if self.incoming.size_hint().lower() > self.limit { Err(too_large()) } else { Ok(()) }
+    }
+
+    /// Shares the count of bytes received with whoever writes it down.
+    #[must_use]
+    pub fn counted(mut self, count: Arc<AtomicU64>) -> Self {
+        self.count = Some(count);
+        self
     }
 
     /// Bytes received so far.
@@ -150,6 +160,9 @@ impl Body for Inbound {
                     continue;
                 }
                 this.seen += data.len() as u64;
+                if let Some(count) = &this.count {
+                    count.fetch_add(data.len() as u64, Relaxed);
+                }
                 if this.seen > this.limit {
                     return this.fail(too_large());
                 }

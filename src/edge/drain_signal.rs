@@ -2,17 +2,7 @@
 
 use tokio::sync::watch;
 
-/// Where a listener (or the process) stands in its life.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Phase {
-    /// Serving.
-    #[default]
-    Running,
-    /// What is in flight finishes; idle connections close after their grace.
-    Draining,
-    /// Everything ends now.
-    Kill,
-}
+pub use crate::runtime::Phase;
 
 /// The listening end, one clone per connection. A dropped sender counts as [`Phase::Kill`].
 #[derive(Clone, Debug)]

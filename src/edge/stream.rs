@@ -9,6 +9,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::server::TlsStream;
 
+use super::accept_io::{Plain, Rewind};
+
 /// The transport under HTTP.
 #[derive(Debug)]
 pub enum Stream {
@@ -17,7 +19,7 @@ pub enum Stream {
     /// A unix socket.
     Unix(UnixStream),
     /// TLS, handshake done. Boxed: a plain connection does not carry its size.
-    Tls(Box<TlsStream<Stream>>),
+    Tls(Box<TlsStream<Rewind>>),
     /// Bytes that were read ahead (PROXY protocol, a recorded ClientHello), then the rest.
     Prefixed(Box<Prefixed>),
 }
@@ -43,7 +45,10 @@ impl Stream {
             // The socket may be gone already; then there is nothing left to mark.
             Self::Tcp(tcp) => drop(tcp.set_zero_linger()),
             Self::Unix(_) => {}
-            Self::Tls(tls) => tls.get_ref().0.reset_on_close(),
+            Self::Tls(tls) => match tls.get_ref().0.socket() {
+                Plain::Tcp(tcp) => drop(tcp.set_zero_linger()),
+                Plain::Unix(_) => {}
+            },
             Self::Prefixed(prefixed) => prefixed.rest.reset_on_close(),
         }
     }
@@ -61,8 +66,8 @@ impl From<UnixStream> for Stream {
     }
 }
 
-impl From<TlsStream<Stream>> for Stream {
-    fn from(tls: TlsStream<Stream>) -> Self {
+impl From<TlsStream<Rewind>> for Stream {
+    fn from(tls: TlsStream<Rewind>) -> Self {
         Self::Tls(Box::new(tls))
     }
 }
