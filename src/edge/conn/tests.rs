@@ -9,6 +9,7 @@ use tokio::io::AsyncWriteExt;
 use tokio_rustls::rustls;
 
 use super::room::{CHUNK, PATIENCE, Room, closed, limits, rest, settings, statuses, until};
+use crate::edge::accept_io::{Plain, Rewind};
 use crate::edge::drain_signal::Phase;
 use crate::edge::serve::{Alpn, Settings};
 use crate::edge::stream::Stream;
@@ -441,7 +442,8 @@ async fn tls_parks_too() {
     let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(server));
     let room = Room::open_as(settings(), Alpn::H1, move |tcp| {
         let acceptor = acceptor.clone();
-        async move { acceptor.accept(Stream::from(tcp)).await.ok().map(Stream::from) }
+        let under = Rewind::new(bytes::Bytes::new(), Plain::Tcp(tcp));
+        async move { acceptor.accept(under).await.ok().map(Stream::from) }
     })
     .await;
     let mut roots = rustls::RootCertStore::empty();
