@@ -20,8 +20,8 @@ use tokio_rustls::server::TlsStream;
 
 use super::accept_io::{Io, Plain, Rewind};
 use super::listener::{ListenerState, Port, Settings};
-use super::proxy_protocol::{Parsed, Proxied, ProxyError, parse};
 pub use super::serve::Alpn;
+use super::proxy_protocol::{Parsed, Proxied, ProxyError, parse};
 use super::tls::Acceptor;
 use super::tls_peer::{BadNames, workload};
 use crate::config::plan::{Bind, ProxyProtocol};
