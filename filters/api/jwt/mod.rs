@@ -83,6 +83,10 @@ enum Judged {
 }
 
 fn build(node: &Node, build: &mut Build<'_>) -> Result<Arc<dyn Authenticator>, ConfigError> {
+    Ok(Arc::new(jwt(node, build)?))
+}
+
+fn jwt(node: &Node, build: &mut Build<'_>) -> Result<Jwt, ConfigError> {
     let config: Config = node.read()?;
     if config.issuer.value.is_empty() {
         return Err(ConfigError::at(config.issuer.span, "the issuer is empty"));
@@ -110,7 +114,7 @@ fn build(node: &Node, build: &mut Build<'_>) -> Result<Arc<dyn Authenticator>, C
         let labels = [("identity", name.as_str()), ("result", result)];
         build.metrics.counter("onehop_jwt_tokens_total", "Tokens that were judged, by result", &labels)
     };
-    Ok(Arc::new(Jwt {
+    Ok(Jwt {
         rules: Rules {
             issuer: config.issuer.value,
             audiences: config.audiences.value,
@@ -130,7 +134,7 @@ fn build(node: &Node, build: &mut Build<'_>) -> Result<Arc<dyn Authenticator>, C
         verified: count("verified"),
         refused: count("refused"),
         name: name.into(),
-    }))
+    })
 }
 
 /// Finds or makes the keys' home. Only a new one gets a background task.
