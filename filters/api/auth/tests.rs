@@ -31,11 +31,7 @@ impl Scripted {
 
 impl Authenticator for Scripted {
     fn authenticate<'a>(&'a self, rq: &'a mut RequestCx) -> AuthStep<'a> {
-        if self.waits {
-            AuthStep::Wait(Box::pin(async { self.judge(rq) }))
-        } else {
-            AuthStep::Done(self.judge(rq))
-        }
+        if self.waits { AuthStep::Wait(Box::pin(async { self.judge(rq) })) } else { AuthStep::Done(self.judge(rq)) }
     }
     fn claims_headers(&self) -> &[HeaderName] {
         &self.fields
@@ -49,7 +45,9 @@ fn directory() -> Directory {
     let mut directory = Directory::default();
     for (name, waits) in [("one", false), ("two", false), ("slow", true)] {
         let fields = vec![HeaderName::from_static("x-user")];
-        directory.identities.insert(name.into(), Arc::new(Scripted { name, waits, asked: AtomicUsize::new(0), fields }));
+        directory
+            .identities
+            .insert(name.into(), Arc::new(Scripted { name, waits, asked: AtomicUsize::new(0), fields }));
     }
     directory
 }
@@ -105,7 +103,11 @@ async fn any_of_several_identities_is_enough() {
         (json!({"require": "one", "deny": "user.sub == 'ann'"}), &[("one", "ann")], Some(Forbidden)),
         (json!({"require": "one", "deny": "user.sub == 'ann'"}), &[("one", "bob")], None),
         (json!({"require": "one", "deny": "user.none == 'x'"}), &[("one", "ann")], Some(Forbidden)),
-        (json!({"require": "one", "allow": "user.sub == 'ann'", "deny": "user.role == 'clerk'"}), &[("one", "ann")], Some(Forbidden)),
+        (
+            json!({"require": "one", "allow": "user.sub == 'ann'", "deny": "user.role == 'clerk'"}),
+            &[("one", "ann")],
+            Some(Forbidden),
+        ),
         (json!({"require": "one", "optional": true, "allow": "user.sub == 'ann'"}), &[], Some(Forbidden)),
         (json!({"require": "one", "scopes": ["read"]}), &[("one", "ann")], None),
         (json!({"require": "one", "scopes": ["read", "write"]}), &[("one", "ann")], Some(Forbidden)),

@@ -105,12 +105,8 @@ fn plain_options_goes_on_and_the_upstreams_word_is_replaced() {
     let filter = cors(json!({"allowOrigins": ["*"]}));
     let mut rq = request("OPTIONS", "/");
     assert!(matches!(filter.on_request(&mut rq), Step::Done(Verdict::Next)));
-    let mut rs = ResponseCx {
-        status: StatusCode::OK,
-        headers: HeaderMap::new(),
-        body: Body::Empty,
-        origin: Maker::Upstream,
-    };
+    let mut rs =
+        ResponseCx { status: StatusCode::OK, headers: HeaderMap::new(), body: Body::Empty, origin: Maker::Upstream };
     rs.headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("https://other.test"));
     assert!(filter.needs().response);
     assert!(matches!(filter.on_response(&mut rq, &mut rs), Step::Done(Verdict::Next)));

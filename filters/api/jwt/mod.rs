@@ -74,7 +74,10 @@ struct Pass {
 /// What a look at a request gave.
 enum Judged {
     Absent,
-    Good { pass: Arc<Pass>, place: usize },
+    Good {
+        pass: Arc<Pass>,
+        place: usize,
+    },
     Refused(AuthError),
     /// Perhaps good, once newer keys are there.
     UnknownKey,
@@ -154,7 +157,8 @@ fn store(config: &Config, name: &str, build: &mut Build<'_>) -> Result<Arc<Store
             }
             let ca = jwks.ca.as_ref().map(|ca| build.path(&ca.value));
             let remote = Remote::new(&url.value, ca.as_deref(), jwks.allow_plaintext).map_err(|e| {
-                ConfigError::at(url.span, e).help("`https://...`; `http` for loopback hosts, or with `allowPlaintext: true`")
+                ConfigError::at(url.span, e)
+                    .help("`https://...`; `http` for loopback hosts, or with `allowPlaintext: true`")
             })?;
             (Source::Remote { remote, refresh }, None)
         }
@@ -379,11 +383,9 @@ fn field_value(claim: &Json) -> Option<HeaderValue> {
     }
     let text = match claim {
         // An item with a comma could pose as two.
-        Json::Array(list) => list
-            .iter()
-            .map(|item| plain(item).filter(|t| !t.contains(',')))
-            .collect::<Option<Vec<_>>>()?
-            .join(","),
+        Json::Array(list) => {
+            list.iter().map(|item| plain(item).filter(|t| !t.contains(','))).collect::<Option<Vec<_>>>()?.join(",")
+        }
         one => plain(one)?,
     };
     HeaderValue::from_bytes(text.as_bytes()).ok()

@@ -150,7 +150,9 @@ pub async fn keep_fresh(store: Weak<Store>, source: Source, name: String, counte
             let Some(store) = store.upgrade() else { return };
             store.begin();
             let result = match &source {
-                Source::Remote { remote, .. } => remote.get().await.and_then(|text| store.install(&text)).map(|()| true),
+                Source::Remote { remote, .. } => {
+                    remote.get().await.and_then(|text| store.install(&text)).map(|()| true)
+                }
                 Source::File(path) => reread(&store, path, &mut seen).await,
                 Source::Inline => Ok(false),
             };

@@ -20,8 +20,7 @@ use crate::contract::entry::Directory;
 
 const HEADER: &str = "eyJhbGciOiJFUzI1NiJ9";
 /// The payload of RFC 7515 appendix A.
-const PAYLOAD: &str =
-    "eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFtcGxlLmNvbS9pc19yb290Ijp0cnVlfQ";
+const PAYLOAD: &str = "eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFtcGxlLmNvbS9pc19yb290Ijp0cnVlfQ";
 
 /// An issuer's key.
 struct Signer {
@@ -131,10 +130,19 @@ fn the_rfcs_own_examples() {
     let oct = json!({"kty": "oct", "k": "AyM1SysPpbyDfgZld3umj1qzKObwVMkoqQ-EstJQLr_T-1qS0gZH75aKtMN3Yj0iPS4hcgUuTwjAzZr1Z9CAow"});
     let rsa = json!({"kty": "RSA", "n": rsa_n, "e": "AQAB"});
     for (key, algorithm, header, signature) in [
-        (&oct, Algorithm::HS256, "eyJ0eXAiOiJKV1QiLA0KICJhbGciOiJIUzI1NiJ9", "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk"),
+        (
+            &oct,
+            Algorithm::HS256,
+            "eyJ0eXAiOiJKV1QiLA0KICJhbGciOiJIUzI1NiJ9",
+            "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk",
+        ),
         (&rsa, Algorithm::RS256, "eyJhbGciOiJSUzI1NiJ9", rsa_signature),
-        (&ec, Algorithm::ES256, HEADER,
-         "DtEhU3ljbEg8L38VWAfUAqOyKAM6-Xx-F4GawxaepmXFCgfTjDxw5djxLa8ISlSApmWQxfKTUJqPP3-Kg6NU1Q"),
+        (
+            &ec,
+            Algorithm::ES256,
+            HEADER,
+            "DtEhU3ljbEg8L38VWAfUAqOyKAM6-Xx-F4GawxaepmXFCgfTjDxw5djxLa8ISlSApmWQxfKTUJqPP3-Kg6NU1Q",
+        ),
     ] {
         let set = KeySet::parse(json!({"keys": [key]}).to_string().as_bytes(), &[algorithm], 1).expect("a key");
         let text = format!("{header}.{PAYLOAD}.{signature}");
@@ -144,7 +152,11 @@ fn the_rfcs_own_examples() {
         let mut forged = token.signature.clone();
         forged[10] ^= 1;
         assert_eq!(set.verify(None, algorithm, token.signed, &forged), Signature::Bad);
-        assert_eq!(set.verify(Some("k"), algorithm, token.signed, &token.signature), Signature::Good, "keys without kid");
+        assert_eq!(
+            set.verify(Some("k"), algorithm, token.signed, &token.signature),
+            Signature::Good,
+            "keys without kid"
+        );
     }
 }
 
@@ -154,7 +166,8 @@ fn a_good_token_makes_a_user_and_leaves() {
     let mut directory = Directory::default();
     let acme = Arc::new(Consumer { name: "acme".into(), plan: None, scopes: Vec::new() });
     directory.consumers.insert("acme".into(), acme);
-    let more = json!({"claimsToHeaders": {"sub": "x-sub", "roles": "x-roles", "evil": "x-evil"}, "consumerClaim": "azp"});
+    let more =
+        json!({"claimsToHeaders": {"sub": "x-sub", "roles": "x-roles", "evil": "x-evil"}, "consumerClaim": "azp"});
     let jwt = made(config(json!({"inline": set(&[&signer])}), more), &directory).unwrap_or_else(|e| panic!("{e}"));
     let mut claims = good();
     claims["azp"] = json!("acme");
@@ -332,7 +345,10 @@ fn key_sets_are_read_with_care() {
     assert!(parse((0..33).map(|_| signer.jwk()).collect()).is_err(), "too many keys");
     assert!(KeySet::parse(&vec![b' '; keys::MAX_SET + 1], &[Algorithm::ES256], 1).is_err(), "too large");
     let short = json!({"kty": "RSA", "n": URL_SAFE_NO_PAD.encode([0xc1; 128]), "e": "AQAB"});
-    assert!(KeySet::parse(json!({"keys": [short]}).to_string().as_bytes(), &[Algorithm::RS256], 1).is_err(), "1024 bits");
+    assert!(
+        KeySet::parse(json!({"keys": [short]}).to_string().as_bytes(), &[Algorithm::RS256], 1).is_err(),
+        "1024 bits"
+    );
 }
 
 #[test]
@@ -484,8 +500,11 @@ async fn a_new_key_is_fetched_once_for_all_who_wait_and_old_ones_outlive_a_failu
     let store = Arc::new(Store::new(vec![Algorithm::ES256], true).in_a_hurry());
     let registry = crate::contract::metrics::Registry::default();
     let count = |result| registry.counter("onehop_test_total", "", &[("result", result)]);
-    let counters =
-        Counters { refreshed: count("ok"), failed: count("failed"), keys_since: registry.gauge("onehop_test", "", &[]) };
+    let counters = Counters {
+        refreshed: count("ok"),
+        failed: count("failed"),
+        keys_since: registry.gauge("onehop_test", "", &[]),
+    };
     let remote = Remote::new(&issuer.url, None, false).expect("a URL");
     let source = Source::Remote { remote, refresh: Duration::from_secs(60) };
     let task = tokio::spawn(keep_fresh(Arc::downgrade(&store), source, "corp".into(), counters));
@@ -508,7 +527,10 @@ async fn a_new_key_is_fetched_once_for_all_who_wait_and_old_ones_outlive_a_failu
     let unknown = Signer::new("unknown");
     assert!(matches!(verdict(&jwt, &mut bearer(&unknown.token(&good()))).await, AuthVerdict::Refused(_)));
     assert!(issuer.asked.load(SeqCst) >= 3);
-    assert!(matches!(now_or_never(&jwt, &mut bearer(&old.token(&good()))), AuthVerdict::Accepted), "last good keys stay");
+    assert!(
+        matches!(now_or_never(&jwt, &mut bearer(&old.token(&good()))), AuthVerdict::Accepted),
+        "last good keys stay"
+    );
     issuer.serve(Some("garbage".into()));
     assert!(matches!(verdict(&jwt, &mut bearer(&unknown.token(&good()))).await, AuthVerdict::Refused(_)));
     assert!(matches!(now_or_never(&jwt, &mut bearer(&new.token(&good()))), AuthVerdict::Accepted));

@@ -10,7 +10,8 @@ use crate::contract::filter::Verdict;
 use crate::contract::principal::{Consumer, Plan};
 
 fn filter(estate: &mut Estate, directory: &Directory, json: serde_json::Value) -> Arc<dyn Filter> {
-    let made = build(Some(&section(json)), &mut estate.build("routes.orders", directory)).unwrap_or_else(|e| panic!("{e}"));
+    let made =
+        build(Some(&section(json)), &mut estate.build("routes.orders", directory)).unwrap_or_else(|e| panic!("{e}"));
     estate.publish();
     made
 }
@@ -214,7 +215,10 @@ fn bad_sections_name_their_cure() {
         (json!([{"by": "user.sbu +", "limit": 1, "per": "1m"}]), "not an expression"),
         (json!([{"by": "usr.sub", "limit": 1, "per": "1m"}]), "did you mean `user`"),
         (json!([{"by": "header:a b", "limit": 1, "per": "1m"}]), "not a header name"),
-        (json!([{"by": "ip", "limit": 1, "per": "1m"}, {"by": "ip", "limit": 2, "per": "60s"}]), "two limits are called"),
+        (
+            json!([{"by": "ip", "limit": 1, "per": "1m"}, {"by": "ip", "limit": 2, "per": "60s"}]),
+            "two limits are called",
+        ),
         (json!([{"by": "ip", "limit": 1, "per": "1m", "brust": 3}]), "did you mean `burst`"),
         (json!([{"by": "ip", "limit": 1, "per": "1m", "maxKeys": 0}]), "maxKeys"),
     ] {

@@ -24,8 +24,16 @@ const NAME: &str = "transform";
 
 /// Fields that belong to the connection or frame the message: the engine's alone (RFC 9110 section 7.6.1, RFC 9112).
 const PROTECTED: &[&str] = &[
-    "connection", "content-length", "host", "http2-settings", "keep-alive", "proxy-connection", "te", "trailer",
-    "transfer-encoding", "upgrade",
+    "connection",
+    "content-length",
+    "host",
+    "http2-settings",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
 ];
 
 /// See the module.
@@ -216,7 +224,8 @@ impl Transform {
                     let prefix = prefix.trim_end_matches('/');
                     path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
                 };
-                let prefix = rq.route.prefixes.iter().filter(covers).max_by_key(|p| p.len()).map_or("/", String::as_str);
+                let prefix =
+                    rq.route.prefixes.iter().filter(covers).max_by_key(|p| p.len()).map_or("/", String::as_str);
                 Some(rewrite::replace_prefix(path, prefix, replacement).into_owned())
             }
             Some(NewPath::Full(template)) => Some(template.encoded(rq, core::PATH).ok_or(bad)?),

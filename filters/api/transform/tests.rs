@@ -1,14 +1,14 @@
-use http::header::{COOKIE, SERVER};
 use http::StatusCode;
+use http::header::{COOKIE, SERVER};
 use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
 use crate::api::fixture::{Estate, decided, request, section, user};
+use crate::contract::Body;
 use crate::contract::entry::Directory;
 use crate::contract::filter::Verdict;
 use crate::contract::request::Origin;
-use crate::contract::Body;
 
 fn try_build(json: serde_json::Value) -> Result<Arc<dyn Filter>, ConfigError> {
     build(Some(&section(json)), &mut Estate::default().build("routes.r", &Directory::default()))
@@ -41,7 +41,11 @@ fn paths_and_queries() {
         (json!({"path": {"replacePrefix": "/"}}), "/v1/orders", Ok("/")),
         (json!({"path": {"replaceFull": "/all"}}), "/v1/orders?x=1", Ok("/all?x=1")),
         (json!({"path": {"replaceFull": "/u/${user.sub}"}}), "/v1", Err(Reason::BadPath)),
-        (json!({"path": {"replaceFull": "/q/${request.query.n}"}}), "/v1?n=a%20b%3Fc%23d", Ok("/q/a%20b%3Fc%23d?n=a%20b%3Fc%23d")),
+        (
+            json!({"path": {"replaceFull": "/q/${request.query.n}"}}),
+            "/v1?n=a%20b%3Fc%23d",
+            Ok("/q/a%20b%3Fc%23d?n=a%20b%3Fc%23d"),
+        ),
         (json!({"path": {"replaceFull": "/q/${request.query.n}"}}), "/v1", Err(Reason::BadPath)),
         (json!({"path": {"replaceFull": "/q/${request.query.n}"}}), "/v1?n=%252e%252e", Err(Reason::BadPath)),
         (json!({"path": {"regex": "^/v1/(\\w+)", "substitution": "/$1/v1"}}), "/v1/orders/7", Ok("/orders/v1/7")),
