@@ -184,7 +184,7 @@ async fn rest(store: &Weak<Store>, wanted: &Notify, pause: Duration) {
 }
 
 /// Reads the file if it has changed.
-async fn reread(store: &Store, path: &PathBuf, seen: &mut Option<(SystemTime, u64)>) -> Result<bool, String> {
+pub async fn reread(store: &Store, path: &PathBuf, seen: &mut Option<(SystemTime, u64)>) -> Result<bool, String> {
     let failed = |e: std::io::Error| format!("{}: {e}", path.display());
     let meta = tokio::fs::metadata(path).await.map_err(failed)?;
     let stamp = Some((meta.modified().map_err(failed)?, meta.len()));

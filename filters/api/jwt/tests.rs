@@ -404,6 +404,11 @@ fn bad_sections_name_their_cure() {
         (config(keys.clone(), json!({"leeway": "1h"})), "too long"),
         (config(keys.clone(), json!({"from": {}})), "names no place"),
         (config(keys.clone(), json!({"claimsToHeaders": {"sub": "a b"}})), "not a header name"),
+        (config(keys.clone(), json!({"claimsToHeaders": {"sub": "Cookie"}})), "cannot become"),
+        (
+            config(keys.clone(), json!({"from": {"header": "x-t"}, "claimsToHeaders": {"sub": "x-t"}})),
+            "carries the token",
+        ),
         (config(keys, json!({"audience": ["x"]})), "did you mean `audiences`"),
     ] {
         let e = made(bad.clone(), &Directory::default()).err().unwrap_or_else(|| panic!("{bad}"));
@@ -483,6 +488,7 @@ async fn an_issuer_that_is_down_at_start_may_come_later() {
     let token = signer.token(&good());
     assert!(matches!(verdict(&jwt, &mut bearer(&token)).await, AuthVerdict::Unavailable(_)));
     assert!(matches!(now_or_never(&jwt, &mut bearer(&token)), AuthVerdict::Unavailable(_)), "told at once now");
+    assert_eq!(refusal(&jwt, &signer.token(&with("iss", json!("https://other.test/")))), "the issuer is not accepted");
     issuer.serve(Some(set(&[&signer])));
     let accepted = async {
         while !matches!(verdict(&jwt, &mut bearer(&token)).await, AuthVerdict::Accepted) {
@@ -560,4 +566,75 @@ async fn a_file_is_read_at_once() {
     std::fs::write(&path, set(&[&signer])).expect("written");
     let jwt = living(config(json!({"file": path}), json!({})), &mut Estate::default());
     assert!(matches!(now_or_never(&jwt, &mut bearer(&signer.token(&good()))), AuthVerdict::Accepted));
+}
+
+#[tokio::test]
+async fn a_changed_file_is_read_again_and_a_broken_one_is_not_used() {
+    let (old, new) = (Signer::new("old"), Signer::new("new"));
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = dir.path().join("jwks.json");
+    let write = |text: String| std::fs::write(&path, text).expect("written");
+    let store = Store::new(vec![Algorithm::ES256], true);
+    let mut seen = None;
+    write(set(&[&old]));
+    assert_eq!(source::reread(&store, &path, &mut seen).await, Ok(true));
+    assert_eq!(source::reread(&store, &path, &mut seen).await, Ok(false), "nothing new");
+    let before = store.generation();
+    write("{ half".to_owned());
+    assert!(source::reread(&store, &path, &mut seen).await.is_err());
+    std::fs::remove_file(&path).expect("removed");
+    assert!(source::reread(&store, &path, &mut seen).await.is_err());
+    assert_eq!(store.generation(), before, "the last good keys stay");
+    write(set(&[&old, &new]));
+    assert_eq!(source::reread(&store, &path, &mut seen).await, Ok(true));
+    assert!(store.generation() > before);
+}
+
+#[tokio::test]
+async fn keys_come_over_tls_from_a_server_that_is_trusted() {
+    let certified = rcgen::generate_simple_self_signed(vec!["localhost".into()]).expect("a certificate");
+    let dir = tempfile::tempdir().expect("a folder");
+    let ca = dir.path().join("ca.pem");
+    std::fs::write(&ca, certified.cert.pem()).expect("written");
+    let key = rustls_pki_types::PrivatePkcs8KeyDer::from(certified.signing_key.serialize_der());
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let server = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_no_client_auth()
+        .with_single_cert(vec![certified.cert.der().clone()], key.into())
+        .expect("a server config");
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(server));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("https://localhost:{}/jwks.json", listener.local_addr().expect("an address").port());
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                // A client that does not trust us ends here.
+                let Ok(stream) = acceptor.accept(stream).await else { return };
+                let service = service_fn(|rq: http::Request<hyper::body::Incoming>| async move {
+                    let found = rq.uri() == "/jwks.json" && rq.headers().contains_key(http::header::HOST);
+                    let body = if found { "keys" } else { "what?" };
+                    Ok::<_, Infallible>(http::Response::new(Full::new(bytes::Bytes::from_static(body.as_bytes()))))
+                });
+                let _ =
+                    hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+            });
+        }
+    });
+    let get = |ca: Option<std::path::PathBuf>| {
+        let remote = Remote::new(&url, ca.as_deref(), false).expect("a URL");
+        async move { remote.get().await }
+    };
+    assert_eq!(get(Some(ca)).await.as_deref(), Ok(&b"keys"[..]));
+    let error = get(None).await.expect_err("nobody vouches for this server");
+    assert!(error.starts_with("TLS: "), "{error}");
+}
+
+#[tokio::test]
+async fn a_document_that_is_too_large_is_refused() {
+    let issuer = Issuer::start(Some("x".repeat(keys::MAX_SET + 1))).await;
+    let error = Remote::new(&issuer.url, None, false).expect("a URL").get().await.expect_err("too large");
+    assert!(error.starts_with("body: "), "{error}");
 }
