@@ -39,7 +39,7 @@ pub struct Endpoint {
     pub address: Address,
     /// Zone, empty if unknown.
     pub zone: Arc<str>,
-    /// Failover tier: 0 is used first (SRV priority rank).
+    /// Failover tier: the lowest is used first (SRV priority).
     pub priority: u32,
     /// Balancing weight; 0 = drained. May change in place.
     pub weight: AtomicU32,
@@ -67,10 +67,17 @@ pub struct EndpointState {
     pub penalty_until: AtomicU64,
     /// Failures in a row.
     pub failures: AtomicU32,
-    /// Ejected until this [`Moment`]; 0 = not ejected; after it, half-open until a probe passes.
+    /// Ejected until this [`Moment`]; 0 = not ejected; after it, half-open until a probe passes. Taking the probe moves
+    /// it on by the probe's lease, so that a probe that vanishes (its caller left) does not shut the endpoint out for ever.
     pub ejected_until: AtomicU64,
+    /// Gateway errors (502, 503, 504 and failures on the way) in a row.
+    pub gateway_failures: AtomicU32,
+    /// Failures to connect in a row, where they are counted apart.
+    pub local_failures: AtomicU32,
     /// How often it was ejected, decays.
     pub ejections: AtomicU32,
+    /// When it last came back from an ejection ([`Moment`]): `ejections` decays from here on.
+    pub restored_at: AtomicU64,
     /// One probe is in flight (half-open).
     pub probing: AtomicBool,
     /// 0 unknown, 1 healthy, 2 unhealthy by active check.
@@ -101,9 +108,31 @@ impl Endpoint {
         }
         match s.ejected_until.load(Relaxed) {
             0 => true,
-            until => now.0 >= until && !s.probing.load(Relaxed),
+            until => now.0 >= until,
         }
     }
+    /// Whether discovery still offers it for new tries, whatever was learned about it.
+    #[must_use]
+    pub fn offered(&self) -> bool {
+        !self.state.draining.load(Relaxed) && self.weight.load(Relaxed) != 0
+    }
+}
+
+/// Hash that is the same in every process and version (FNV-1a, mixed as in SplitMix64): sidecars must agree on who owns a
+/// key.
+#[must_use]
+pub fn stable_hash(parts: &[&[u8]]) -> u64 {
+    let mut h = 0xCBF2_9CE4_8422_2325_u64;
+    for part in parts {
+        for byte in *part {
+            h = (h ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01B3);
+        }
+        // A part ends here: ("ab", "c") and ("a", "bc") differ.
+        h = (h ^ 0xFF).wrapping_mul(0x0100_0000_01B3);
+    }
+    h = (h ^ (h >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    h = (h ^ (h >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    h ^ (h >> 31)
 }
 
 /// One endpoint as a discovery source reports it.
@@ -200,6 +229,10 @@ pub trait Gate: Send + Sync + 'static {
         let _ = now;
         Admit::Yes
     }
+    /// The service's endpoints, when they are first known and whenever they change. On the control thread.
+    fn members(&self, endpoints: &[Arc<Endpoint>]) {
+        let _ = endpoints;
+    }
     /// An endpoint was picked for this admission (a half-open endpoint's probe is claimed here). False: pick another.
     fn picked(&self, endpoint: &Endpoint, now: Moment) -> bool {
         let _ = (endpoint, now);
@@ -269,6 +302,7 @@ pub struct Judge<'a> {
 pub enum Again {
     /// After this pause.
     After(Duration),
-    /// No: why, as a stable word (`not-retriable`, `attempts`, `budget`, `deadline`, `body`, `unsafe`).
+    /// No: why, as a stable word (`not-retriable`, `attempts`, `budget`, `deadline`, `body`,
+    /// `unsafe`, `pushback`: the endpoint asked for a longer pause than the policy grants).
     No(&'static str),
 }

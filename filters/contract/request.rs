@@ -98,6 +98,8 @@ pub struct RequestCx {
     pub request_id: HeaderValue,
     /// The matched route.
     pub route: Arc<RouteInfo>,
+    /// How many bytes of the path the route's match covers: what `replacePrefix` replaces.
+    pub covered: usize,
     /// Who the user is, once authenticated.
     pub user: Option<Arc<User>>,
     /// Which application calls, once authenticated.

@@ -1,1 +1,17 @@
 //! Mesh: attempt scope.
+
+pub mod balance;
+pub mod chance;
+pub mod circuit_breaker;
+pub mod discover;
+pub mod health_check;
+pub mod outlier_detection;
+pub mod retry;
+
+#[cfg(test)]
+mod bed;
+
+/// Name of the service whose section is being built, for metric labels: `services.stock` is `stock`.
+fn service_of(scope: &str) -> &str {
+    scope.strip_prefix("services.").unwrap_or(scope)
+}

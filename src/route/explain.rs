@@ -165,9 +165,10 @@ fn shown(host: &str) -> &str {
 }
 
 fn host_holds(rule: &str, host: &str) -> bool {
-    match rule.strip_prefix('*') {
+    match rule.strip_prefix("*.") {
         _ if rule.is_empty() || rule == "*" => true,
-        Some(suffix) => host.len() > suffix.len() && host.ends_with(suffix),
+        // Something stands before the dot.
+        Some(suffix) => host.strip_suffix(suffix).is_some_and(|left| left.len() > 1 && left.ends_with('.')),
         None => rule == host,
     }
 }
@@ -176,7 +177,7 @@ fn host_holds(rule: &str, host: &str) -> bool {
 fn host_rank(rule: &str) -> (u8, std::cmp::Reverse<usize>) {
     let kind = match rule {
         "" | "*" => 2,
-        _ if rule.starts_with('*') => 1,
+        _ if rule.starts_with("*.") => 1,
         _ => 0,
     };
     (kind, std::cmp::Reverse(rule.len()))

@@ -50,7 +50,7 @@ pub(super) enum Value {
 
 impl Conditions {
     /// `None` where nothing is asked.
-    pub(super) fn compile(rule: &Match) -> Result<Option<Box<Self>>, (String, regex::Error)> {
+    pub(super) fn compile(rule: &Match) -> Result<Option<Self>, (String, regex::Error)> {
         if rule.methods.is_empty() && rule.headers.is_empty() && rule.query.is_empty() {
             return Ok(None);
         }
@@ -61,11 +61,11 @@ impl Conditions {
                 ValueMatch::Present => Value::Present,
             })
         };
-        Ok(Some(Box::new(Self {
+        Ok(Some(Self {
             methods: rule.methods.clone(),
             headers: rule.headers.iter().map(|(n, v)| Ok((n.clone(), value(v)?))).collect::<Result<_, _>>()?,
             query: rule.query.iter().map(|(n, v)| Ok((n.clone(), value(v)?))).collect::<Result<_, _>>()?,
-        })))
+        }))
     }
 
     pub(super) fn hold(&self, probe: &Probe<'_>) -> bool {

@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher, BuildHasherDefault, Hasher};
 use std::ops::Range;
+use std::sync::Arc;
 
 use regex::bytes::Regex;
 use smallvec::SmallVec;
@@ -76,8 +77,8 @@ pub struct Table<T> {
 
 #[derive(Debug)]
 pub(super) struct Entry<T> {
-    pub(super) conditions: Option<Box<Conditions>>,
-    pub(super) regex: Option<Box<PathRegex>>,
+    pub(super) conditions: Option<Arc<Conditions>>,
+    pub(super) regex: Option<Arc<PathRegex>>,
     /// Position of the route in the list given.
     pub(super) order: u32,
     pub(super) node: u32,
@@ -153,6 +154,31 @@ impl PathRegex {
     }
 }
 
+/// One of a route's matches, ready to be placed under a host.
+struct Rule {
+    kind: Kind,
+    /// The literal path that its node stands for.
+    path: String,
+    regex: Option<Arc<PathRegex>>,
+    conditions: Option<Arc<Conditions>>,
+}
+
+impl Rule {
+    fn compile(rule: &Match) -> Result<Self, (String, regex::Error)> {
+        let (kind, path, regex) = match &rule.path {
+            None => (Kind::Prefix, String::new(), None),
+            Some(PathMatch::Prefix(p)) => (Kind::Prefix, canonical(p).trim_end_matches('/').to_owned(), None),
+            Some(PathMatch::Exact(p)) => (Kind::Exact, canonical(p).into_owned(), None),
+            Some(PathMatch::Regex(pattern)) => {
+                let regex = matcher::regex(pattern).map_err(|e| (pattern.clone(), e))?;
+                let regex = PathRegex { pattern: pattern.as_str().into(), regex };
+                (Kind::Regex, literal_start(pattern), Some(Arc::new(regex)))
+            }
+        };
+        Ok(Self { kind, path, regex, conditions: Conditions::compile(rule)?.map(Arc::new) })
+    }
+}
+
 impl<T: Clone> Table<T> {
     /// Compiles routes, given in file order.
     ///
@@ -190,24 +216,14 @@ impl<T: Clone> Table<T> {
         let any_host = [String::new()];
         let rules = if spec.matches.is_empty() { &everything[..] } else { &spec.matches };
         let hosts = if spec.hosts.is_empty() { &any_host[..] } else { &spec.hosts };
+        // Compiled once, shared by the route's hosts.
+        let rules = rules.iter().map(|rule| Rule::compile(rule).map_err(bad_regex)).collect::<Result<Vec<_>, _>>()?;
         for host in hosts {
             let root = self.root(host)?;
-            for rule in rules {
-                let (kind, node, regex) = match &rule.path {
-                    None => (Kind::Prefix, root, None),
-                    Some(PathMatch::Prefix(p)) => {
-                        (Kind::Prefix, self.grow(root, canonical(p).trim_end_matches('/'))?, None)
-                    }
-                    Some(PathMatch::Exact(p)) => (Kind::Exact, self.grow(root, &canonical(p))?, None),
-                    Some(PathMatch::Regex(pattern)) => {
-                        let regex = matcher::regex(pattern).map_err(|e| bad_regex((pattern.clone(), e)))?;
-                        let regex = PathRegex { pattern: pattern.as_str().into(), regex };
-                        (Kind::Regex, self.grow(root, &literal_start(pattern))?, Some(Box::new(regex)))
-                    }
-                };
-                let conditions = Conditions::compile(rule).map_err(bad_regex)?;
-                let value = value.clone();
-                self.entries.push(Entry { conditions, regex, order: index(order)?, node, kind, value });
+            for Rule { kind, path, regex, conditions } in &rules {
+                let node = self.grow(root, path)?;
+                let (regex, conditions, value) = (regex.clone(), conditions.clone(), value.clone());
+                self.entries.push(Entry { conditions, regex, order: index(order)?, node, kind: *kind, value });
             }
         }
         Ok(())
@@ -265,7 +281,7 @@ impl<T> Table<T> {
         {
             return Some(hit);
         }
-        if self.longest_wildcard > 0 {
+        if !self.wildcards.is_empty() {
             for (dot, _) in probe.host.match_indices('.') {
                 let suffix = &probe.host[dot + 1..];
                 // A name must stand before the dot, or the star would match nothing.
@@ -311,11 +327,20 @@ impl<T> Table<T> {
         if regexes == 0 {
             return None;
         }
-        // Each node's regexes are sorted; those of several nodes have to be merged.
-        let mut all: SmallVec<[&Entry<T>; 16]> =
-            way.iter().flat_map(|(node, _)| self.slice(&self.nodes[*node as usize].regex)).collect();
-        all.sort_by_key(|e| e.rank());
-        all.into_iter().find(|e| e.holds(probe)).map(|e| Hit { value: &e.value, covered: probe.path.len() })
+        // Each node's regexes are sorted; those of several nodes are merged as far as needed.
+        let mut lists: SmallVec<[&[Entry<T>]; 16]> = way
+            .iter()
+            .map(|(node, _)| self.slice(&self.nodes[*node as usize].regex))
+            .filter(|l| !l.is_empty())
+            .collect();
+        loop {
+            let best = lists.iter_mut().filter(|l| !l.is_empty()).min_by_key(|l| l[0].rank())?;
+            let (entry, rest) = best.split_first()?;
+            *best = rest;
+            if entry.holds(probe) {
+                return Some(Hit { value: &entry.value, covered: probe.path.len() });
+            }
+        }
     }
 
     fn slice(&self, range: &Range<u32>) -> &[Entry<T>] {

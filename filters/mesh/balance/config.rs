@@ -1,0 +1,52 @@
+//! Keys of `loadBalancer` that policies share.
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use super::pool::Rules;
+use crate::contract::section::{ConfigError, Node};
+use crate::contract::units::{Duration, Percent};
+use crate::contract::{Build, now};
+use crate::mesh::service_of;
+
+/// `loadBalancer` of a policy without keys of its own.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Plain {
+    /// Name of the policy.
+    pub policy: Option<String>,
+    /// How long a newcomer's share grows from 10 % to its full weight; `0s`, the default, is at once.
+    pub slow_start: Duration,
+    /// Below this share of available endpoints all are used, ejected ones included; `0%` turns it off. Default `50%`.
+    #[serde(deserialize_with = "super::config::some")]
+    #[schemars(with = "Percent")]
+    pub panic_threshold: Option<Percent>,
+}
+
+/// Reads a key that has a default without letting `null` stand for it.
+pub fn some<'de, T: Deserialize<'de>, D: serde::Deserializer<'de>>(d: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(d).map(Some)
+}
+
+/// Default of `panicThreshold`.
+pub const PANIC: f64 = 0.5;
+
+/// The section, or its defaults.
+pub fn read<T: serde::de::DeserializeOwned + Default>(section: Option<&Node>) -> Result<T, ConfigError> {
+    section.map_or_else(|| Ok(T::default()), Node::read)
+}
+
+/// What every policy needs, from its section.
+pub fn rules(slow_start: Duration, panic: Option<Percent>, build: &Build<'_>) -> Rules {
+    let labels = [("service", service_of(&build.scope))];
+    Rules {
+        slow_start: slow_start.0,
+        panic: panic.map_or(PANIC, |p| p.0),
+        panics: Some(build.metrics.counter(
+            "onehop_balancer_panic_total",
+            "Picks of an endpoint that is not available, because too few are.",
+            &labels,
+        )),
+        salt: now().0,
+    }
+}

@@ -1,0 +1,39 @@
+//! `policy: least-request`: of two random endpoints the one with fewer tries in flight.
+
+mod core;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use self::core::LeastRequest;
+use super::config::{Plain, read, rules};
+use super::pool::{Pool, Rules};
+use crate::contract::mesh::{Balance, Endpoint, Picker};
+use crate::contract::section::{ConfigError, Node};
+use crate::contract::{Build, Entry, Role};
+
+/// The filter.
+pub const ENTRY: Entry = Entry {
+    name: "least-request",
+    summary: "picks the less busy of two random endpoints",
+    readme: include_str!("README.md"),
+    example: include_str!("example.yaml"),
+    schema: |g| g.subschema_for::<Plain>(),
+    role: Role::Balance(build),
+};
+
+fn build(section: Option<&Node>, build: &mut Build<'_>) -> Result<Arc<dyn Balance>, ConfigError> {
+    let s: Plain = read(section)?;
+    Ok(Arc::new(Policy { rules: rules(s.slow_start, s.panic_threshold, build) }))
+}
+
+struct Policy {
+    rules: Rules,
+}
+
+impl Balance for Policy {
+    fn index(&self, endpoints: Arc<[Arc<Endpoint>]>) -> Box<dyn Picker> {
+        Box::new(Pool::new(LeastRequest, &endpoints, self.rules.clone()))
+    }
+}

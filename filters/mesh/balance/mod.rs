@@ -1,0 +1,11 @@
+//! Balancing policies. What they share: failover tiers, panic, slow start and avoiding what was tried ([`pool`]).
+
+pub mod config;
+pub mod hash;
+pub mod least_request;
+pub mod maglev;
+pub mod peak_ewma;
+pub mod pool;
+pub mod random;
+pub mod ring_hash;
+pub mod round_robin;

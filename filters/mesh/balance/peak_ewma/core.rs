@@ -1,0 +1,114 @@
+//! Peak-EWMA as Finagle and Linkerd do it: a slower answer counts at once, a faster one by and by; load multiplies.
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use http::StatusCode;
+use http::header::RETRY_AFTER;
+
+use super::config::Settings;
+use crate::contract::Moment;
+use crate::contract::fault::{Reason, Side};
+use crate::contract::mesh::{Endpoint, EndpointState, Pick, TryOutcome};
+use crate::mesh::balance::pool::{Policy, Tier, two_choices};
+use crate::mesh::chance::Dice;
+
+/// An endpoint under penalty costs this much more...
+const PENALTY_FACTOR: f64 = 1e3;
+/// ...and never less than a try of this length (ns): however quickly it fails, it looks slow.
+const PENALTY_FLOOR: f64 = 5e9;
+/// Costs that differ by less than a fifth are alike.
+const ALIKE: f64 = 0.8;
+/// A `Retry-After` counts up to this many penalties.
+const LONGEST_PENALTY: u32 = 12;
+
+/// The policy.
+pub struct PeakEwma(pub Settings);
+
+impl Policy for PeakEwma {
+    type Table = ();
+    fn prepare(&self, _: &Tier) {}
+    fn choose(
+        &self,
+        (): &(),
+        tier: &Tier,
+        cx: &Pick<'_>,
+        dice: &mut Dice,
+        fit: &dyn Fn(&Endpoint) -> bool,
+    ) -> Option<usize> {
+        // With weights, latencies that are much alike count as equal, and then the draw by weight decides: else two
+        // endpoints of weights 1 and 3 would share evenly.
+        let margin = if tier.even() { 1.0 } else { ALIKE };
+        two_choices(tier, cx.now, dice, fit, |a, b| cost(&self.0, a, cx.now) < margin * cost(&self.0, b, cx.now))
+    }
+}
+
+/// Expected wait of one more try, in nanoseconds, per weight in load.
+fn cost(settings: &Settings, e: &Endpoint, now: Moment) -> f64 {
+    let s = &e.state;
+    let inflight = f64::from(s.inflight.load(Relaxed));
+    let ewma = f64::from_bits(s.ewma.load(Relaxed));
+    let rtt = if ewma > 0.0 {
+        ewma * fade(settings, Moment(s.ewma_at.load(Relaxed)), now)
+    } else if inflight == 0.0 {
+        // Never tried: one try at a time finds out. With that in flight it costs the default, so no crowd follows.
+        0.0
+    } else {
+        settings.default_rtt
+    };
+    let busy = rtt * (1.0 + inflight / f64::from(e.weight.load(Relaxed).max(1)));
+    if s.penalty_until.load(Relaxed) > now.0 {
+        (busy * PENALTY_FACTOR).max(PENALTY_FLOOR * (1.0 + inflight))
+    } else {
+        busy
+    }
+}
+
+/// What is left of a figure of then: an endpoint that was slow is tried again some day.
+fn fade(settings: &Settings, then: Moment, now: Moment) -> f64 {
+    (-(now.since(then).as_secs_f64() * 1e9) / settings.decay).exp()
+}
+
+/// Feeds a finished try.
+pub fn observe(settings: &Settings, e: &Endpoint, outcome: &TryOutcome<'_>, now: Moment) {
+    let pressed = match &outcome.result {
+        Ok((status, headers)) => {
+            // gRPC: 8 resource-exhausted, 13 internal, 14 unavailable.
+            let failed = *status == StatusCode::TOO_MANY_REQUESTS
+                || status.is_server_error()
+                || matches!(outcome.grpc, Some(8 | 13 | 14));
+            failed.then(|| {
+                let asked = headers.get(RETRY_AFTER).and_then(|v| v.to_str().ok()?.trim().parse().ok());
+                asked.map_or(Duration::ZERO, Duration::from_secs).min(settings.penalty * LONGEST_PENALTY)
+            })
+        }
+        // The caller's failures say nothing about the endpoint, and neither does the caller's short deadline.
+        Err((reason, _)) if reason.side() != Side::Upstream || *reason == Reason::Deadline => return,
+        Err(_) => Some(Duration::ZERO),
+    };
+    if let Some(asked) = pressed
+        && !settings.penalty.is_zero()
+    {
+        e.state.penalty_until.fetch_max((now + settings.penalty.max(asked)).0, Relaxed);
+    }
+    feed(settings, &e.state, outcome.latency, pressed.is_some(), now);
+}
+
+/// A peak counts at once, a dip by its age; a failure can make an endpoint look slower, never faster.
+fn feed(settings: &Settings, s: &EndpointState, latency: Duration, failed: bool, now: Moment) {
+    let rtt = (latency.as_secs_f64() * 1e9).max(1.0);
+    let then = Moment(s.ewma_at.load(Relaxed));
+    // Two workers may feed at once; each step is whole, only the age of one of them is shared.
+    let _ = s.ewma.fetch_update(Relaxed, Relaxed, |bits| {
+        let old = f64::from_bits(bits);
+        if failed {
+            return (rtt > old).then(|| rtt.max(settings.default_rtt).to_bits());
+        }
+        if old <= 0.0 || rtt >= old {
+            return Some(rtt.to_bits());
+        }
+        let keep = fade(settings, then, now);
+        Some(old.mul_add(keep, rtt * (1.0 - keep)).to_bits())
+    });
+    s.ewma_at.fetch_max(now.0, Relaxed);
+}

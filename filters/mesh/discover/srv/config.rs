@@ -1,0 +1,58 @@
+//! Keys of `discover.srv`.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use crate::contract::section::{ConfigError, Node, Spot};
+use crate::contract::units;
+use crate::mesh::discover::dns::lifetimes;
+use crate::mesh::discover::endpoint::host_name;
+use crate::mesh::discover::resolve::{Family, Settings};
+
+/// The section, for the schema; [`read`] tells the two apart by itself.
+#[derive(JsonSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "a schema only")]
+pub enum Section {
+    /// The name.
+    Short(String),
+    /// With settings.
+    Full(Full),
+}
+
+/// The section in full.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Full {
+    /// Name to ask for.
+    pub name: Spot<String>,
+    /// Shortest time between questions, at least `1s`. Default `5s`.
+    pub min_ttl: Option<Spot<units::Duration>>,
+    /// Longest time between questions. Default `5m`.
+    pub max_ttl: Option<Spot<units::Duration>>,
+    /// `ip:port` of a DNS server instead of the system's.
+    pub resolver: Option<SocketAddr>,
+    /// Which addresses of the targets to use. Default `auto`: IPv4 if there is any, else IPv6.
+    #[serde(default)]
+    pub family: Family,
+}
+
+/// Reads the section: name, how to ask.
+pub fn read(node: &Node) -> Result<(Arc<str>, Settings), ConfigError> {
+    let full = if node.entries().is_empty() {
+        Full { name: node.read()?, min_ttl: None, max_ttl: None, resolver: None, family: Family::Auto }
+    } else {
+        node.read()?
+    };
+    let name = host_name(&full.name.value)
+        .ok_or_else(|| ConfigError::at(full.name.span, format!("`{}` is not a name", full.name.value)))?;
+    let settings = Settings {
+        resolver: full.resolver,
+        family: full.family,
+        ..lifetimes(full.min_ttl.as_ref(), full.max_ttl.as_ref())?
+    };
+    Ok((name, settings))
+}

@@ -1,0 +1,132 @@
+//! Keys of `healthCheck`.
+
+use std::time::Duration;
+
+use http::HeaderValue;
+use http::uri::PathAndQuery;
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use crate::contract::section::{ConfigError, Node, Span, Spot};
+use crate::contract::units;
+
+/// The section. Exactly one of `http` and `tcp`.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Section {
+    /// A GET request.
+    pub http: Option<Http>,
+    /// A connection is enough (with TLS: a handshake).
+    pub tcp: Option<Tcp>,
+    /// From one probe to the next, give or take a fifth. Default `5s`.
+    pub interval: Option<Spot<units::Duration>>,
+    /// Limit of one probe, connecting included. Default `1s`.
+    pub timeout: Option<Spot<units::Duration>>,
+    /// Passes in a row that make an unhealthy endpoint healthy. Default 2. The first pass of an unknown one is enough.
+    pub healthy: Option<std::num::NonZeroU32>,
+    /// Failures in a row that make an endpoint unhealthy. Default 3.
+    pub unhealthy: Option<std::num::NonZeroU32>,
+}
+
+/// `healthCheck.http`.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Http {
+    /// Path and query.
+    pub path: Spot<String>,
+    /// `Host` field. Default: the endpoint's address.
+    pub host: Option<Spot<String>>,
+    /// Statuses that pass: 200, "200-299". Default: every 2xx.
+    pub expected_statuses: Option<Vec<Spot<Statuses>>>,
+}
+
+/// `healthCheck.tcp`.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Tcp {}
+
+/// A status or a range of them.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(untagged, expecting = "a status such as 200, or a range such as \"200-299\"")]
+pub enum Statuses {
+    /// One.
+    One(u16),
+    /// Both ends included.
+    Range(String),
+}
+
+/// What the section means.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub probe: Probe,
+    pub interval: Duration,
+    pub timeout: Duration,
+    pub healthy: u32,
+    pub unhealthy: u32,
+}
+
+/// What is sent.
+#[derive(Clone, Debug)]
+pub enum Probe {
+    Http { path: PathAndQuery, host: Option<HeaderValue>, expected: Vec<(u16, u16)> },
+    Tcp,
+}
+
+impl Section {
+    /// Reads the section.
+    pub fn settings(node: &Node) -> Result<Settings, ConfigError> {
+        let s: Self = node.read()?;
+        let probe = match (s.http, s.tcp) {
+            (Some(http), None) => http.probe()?,
+            (None, Some(_)) => Probe::Tcp,
+            _ => {
+                return Err(ConfigError::at(node.span, "a health check is either `http` or `tcp`")
+                    .help("write `http: { path: /healthz }` or `tcp: {}`"));
+            }
+        };
+        let time = |key: Option<Spot<units::Duration>>, default: u64| match key {
+            Some(d) if d.value.0.is_zero() => Err(ConfigError::at(d.span, "must be longer than 0s")),
+            Some(d) => Ok(d.value.0),
+            None => Ok(Duration::from_secs(default)),
+        };
+        Ok(Settings {
+            probe,
+            interval: time(s.interval, 5)?,
+            timeout: time(s.timeout, 1)?,
+            healthy: s.healthy.map_or(2, std::num::NonZeroU32::get),
+            unhealthy: s.unhealthy.map_or(3, std::num::NonZeroU32::get),
+        })
+    }
+}
+
+impl Http {
+    fn probe(self) -> Result<Probe, ConfigError> {
+        let path = match PathAndQuery::try_from(&self.path.value) {
+            Ok(path) if self.path.value.starts_with('/') => path,
+            _ => return Err(ConfigError::at(self.path.span, "a path starts with `/`")),
+        };
+        let host = self
+            .host
+            .map(|h| HeaderValue::try_from(&h.value).map_err(|_| ConfigError::at(h.span, "not a host name")))
+            .transpose()?;
+        let expected = match self.expected_statuses {
+            None => vec![(200, 299)],
+            Some(list) => list.into_iter().map(|s| s.value.range(s.span)).collect::<Result<_, _>>()?,
+        };
+        Ok(Probe::Http { path, host, expected })
+    }
+}
+
+impl Statuses {
+    fn range(&self, span: Span) -> Result<(u16, u16), ConfigError> {
+        let ends = match self {
+            Self::One(code) => Some((*code, *code)),
+            Self::Range(text) => match text.split_once('-') {
+                Some((from, to)) => from.trim().parse().ok().zip(to.trim().parse().ok()),
+                None => text.parse().ok().map(|code| (code, code)),
+            },
+        };
+        ends.filter(|(from, to)| (100..=599).contains(from) && from <= to && *to <= 599)
+            .ok_or_else(|| ConfigError::at(span, "a status from 100 to 599, or a range such as \"200-299\""))
+    }
+}

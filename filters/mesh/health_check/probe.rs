@@ -1,0 +1,72 @@
+//! One probe over a connection of its own: what the pool holds open says nothing about who would accept a new one.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{CONNECTION, HOST, USER_AGENT};
+use http::{HeaderValue, Request};
+use http_body_util::Empty;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+
+use super::config::Probe;
+use crate::contract::entry::CheckTls;
+use crate::contract::mesh::Address;
+
+const AGENT: HeaderValue = HeaderValue::from_static("onehop-health");
+
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+
+/// Whether the endpoint passes; else why not. Without a limit of time: the caller has one.
+pub async fn probe(what: &Probe, address: &Address, tls: Option<&CheckTls>) -> Result<(), String> {
+    let stream: Box<dyn Stream> = match address {
+        Address::Tcp(to) => Box::new(TcpStream::connect(to).await.map_err(|e| format!("connect: {e}"))?),
+        Address::Unix(path) => Box::new(UnixStream::connect(path).await.map_err(|e| format!("connect: {e}"))?),
+    };
+    let stream: Box<dyn Stream> = match tls {
+        None => stream,
+        Some(tls) => {
+            let mut config = rustls::ClientConfig::clone(&tls.config);
+            // The probe speaks HTTP/1.1, whatever the service's protocol is.
+            config.alpn_protocols = vec![b"http/1.1".to_vec()];
+            let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+            Box::new(connector.connect(tls.name.clone(), stream).await.map_err(|e| format!("tls: {e}"))?)
+        }
+    };
+    match what {
+        Probe::Tcp => Ok(()),
+        Probe::Http { path, host, expected } => {
+            let host = match host {
+                Some(host) => host.clone(),
+                None => match address {
+                    Address::Tcp(to) => HeaderValue::try_from(to.to_string()).map_err(|e| e.to_string())?,
+                    Address::Unix(_) => HeaderValue::from_static("localhost"),
+                },
+            };
+            let request = Request::get(path.as_str())
+                .header(HOST, host)
+                .header(USER_AGENT, AGENT)
+                .header(CONNECTION, "close")
+                .body(Empty::<Bytes>::new())
+                .map_err(|e| e.to_string())?;
+            let status = ask(stream, request).await?;
+            if expected.iter().any(|(from, to)| (*from..=*to).contains(&status)) {
+                Ok(())
+            } else {
+                Err(format!("status {status}"))
+            }
+        }
+    }
+}
+
+async fn ask(stream: Box<dyn Stream>, request: Request<Empty<Bytes>>) -> Result<u16, String> {
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| e.to_string())?;
+    // Driven here, not spawned: nothing of a probe outlives it. The head decides, the body is not read.
+    tokio::select! {
+        answer = sender.send_request(request) => answer.map(|a| a.status().as_u16()).map_err(|e| e.to_string()),
+        end = connection => Err(end.err().map_or_else(|| "closed without an answer".to_owned(), |e| e.to_string())),
+    }
+}

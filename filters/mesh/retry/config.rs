@@ -1,0 +1,186 @@
+//! Keys of `retry`.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use http::{HeaderName, StatusCode};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, de};
+
+use crate::contract::section::{ConfigError, Spot, suggest};
+use crate::contract::units::{self, Percent, Size};
+
+/// The section.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Section {
+    /// Retries after the first try, as in Gateway API. Default 1.
+    pub attempts: Option<u32>,
+    /// What is worth another try. Default: only what provably never ran.
+    pub retry_on: Option<Vec<Class>>,
+    /// Response fields whose presence, with `retriable-headers` in `retryOn`, asks for another try.
+    pub retriable_headers: Vec<Spot<String>>,
+    /// Shortest pause before the first retry; it doubles with each and is drawn between itself and twice itself. Default
+    /// `25ms`.
+    pub backoff: Option<units::Duration>,
+    /// Longest pause. Default 10 times `backoff`.
+    pub max_backoff: Option<Spot<units::Duration>>,
+    /// Longest pause an endpoint may ask for (`Retry-After`, `grpc-retry-pushback-ms`); beyond it there is no retry.
+    /// Default `10s`.
+    pub max_retry_after: Option<units::Duration>,
+    /// Limit of one try; the request's own timeout bounds them all.
+    pub per_try_timeout: Option<Spot<units::Duration>>,
+    /// How much retries may add to the service's load.
+    pub budget: Budget,
+    /// Bytes of request body kept for another try; beyond it the request streams on and is not retried. Default `64KiB`.
+    pub body_limit: Option<Size>,
+    /// Also retry methods that are not idempotent (POST, PATCH) after a try that may have run. Default false.
+    pub retry_non_idempotent: bool,
+}
+
+/// `retry.budget`.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Budget {
+    /// Retries per first tries over the last 10 s.
+    pub percent: Percent,
+    /// Retries a second that are always granted.
+    pub min_per_second: u32,
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self { percent: Percent(0.2), min_per_second: 10 }
+    }
+}
+
+/// One word of `retryOn`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    ConnectFailure,
+    RefusedStream,
+    Reset,
+    GatewayError,
+    ServerError,
+    RetriableHeaders,
+    Retriable4xx,
+    Status(StatusCode),
+    Grpc(u32),
+}
+
+/// Words and what they stand for.
+const WORDS: [(&str, Class); 12] = [
+    ("connect-failure", Class::ConnectFailure),
+    ("refused-stream", Class::RefusedStream),
+    ("reset", Class::Reset),
+    ("gateway-error", Class::GatewayError),
+    ("5xx", Class::ServerError),
+    ("retriable-headers", Class::RetriableHeaders),
+    ("retriable-4xx", Class::Retriable4xx),
+    ("cancelled", Class::Grpc(1)),
+    ("deadline-exceeded", Class::Grpc(4)),
+    ("resource-exhausted", Class::Grpc(8)),
+    ("internal", Class::Grpc(13)),
+    ("unavailable", Class::Grpc(14)),
+];
+
+impl Class {
+    fn parse(word: &str) -> Result<Self, String> {
+        if let Some((_, class)) = WORDS.iter().find(|(w, _)| *w == word) {
+            return Ok(*class);
+        }
+        match word.parse() {
+            Ok(code @ 400..=599) => Ok(Self::Status(StatusCode::from_u16(code).map_err(|e| e.to_string())?)),
+            Ok(code) => Err(format!("{code} is not worth a retry: write a status from 400 to 599")),
+            Err(_) => Err(format!("`{word}` is no retry condition ({})", suggest(word, &WORDS.map(|(w, _)| w)))),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Class {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct Word;
+        impl de::Visitor<'_> for Word {
+            type Value = Class;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a retry condition such as `connect-failure`, or a status such as 503")
+            }
+            fn visit_str<E: de::Error>(self, s: &str) -> Result<Class, E> {
+                Class::parse(s).map_err(E::custom)
+            }
+            fn visit_i64<E: de::Error>(self, n: i64) -> Result<Class, E> {
+                Class::parse(&n.to_string()).map_err(E::custom)
+            }
+            fn visit_u64<E: de::Error>(self, n: u64) -> Result<Class, E> {
+                Class::parse(&n.to_string()).map_err(E::custom)
+            }
+        }
+        d.deserialize_any(Word)
+    }
+}
+
+impl JsonSchema for Class {
+    fn schema_name() -> Cow<'static, str> {
+        "RetryCondition".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "a retry condition, or a status",
+            "anyOf": [{ "enum": WORDS.map(|(w, _)| w) }, { "type": "integer", "minimum": 400, "maximum": 599 },
+                      { "type": "string", "pattern": "^[45][0-9][0-9]$" }]
+        })
+    }
+}
+
+/// What the section means.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub attempts: u32,
+    /// `None`: what provably never ran.
+    pub retry_on: Option<Vec<Class>>,
+    pub retriable_headers: Vec<HeaderName>,
+    pub backoff: Duration,
+    pub max_backoff: Duration,
+    pub max_retry_after: Duration,
+    pub per_try_timeout: Option<Duration>,
+    pub budget: Budget,
+    pub body_limit: usize,
+    pub retry_non_idempotent: bool,
+}
+
+impl Section {
+    /// With defaults in place.
+    pub fn settings(self) -> Result<Settings, ConfigError> {
+        let backoff = self.backoff.map_or(Duration::from_millis(25), |d| d.0);
+        let max_backoff = match &self.max_backoff {
+            Some(max) if max.value.0 < backoff => {
+                return Err(ConfigError::at(max.span, "`maxBackoff` is shorter than `backoff`"));
+            }
+            max => max.as_ref().map_or(backoff.saturating_mul(10), |m| m.value.0),
+        };
+        if let Some(limit) = self.per_try_timeout.as_ref().filter(|d| d.value.0.is_zero()) {
+            return Err(ConfigError::at(limit.span, "no try ends in no time")
+                .help("leave `perTryTimeout` out for no limit of its own"));
+        }
+        let retriable_headers = self
+            .retriable_headers
+            .iter()
+            .map(|h| {
+                HeaderName::try_from(&h.value)
+                    .map_err(|_| ConfigError::at(h.span, format!("`{}` is not a field name", h.value)))
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(Settings {
+            attempts: self.attempts.unwrap_or(1),
+            retry_on: self.retry_on,
+            retriable_headers,
+            backoff,
+            max_backoff,
+            max_retry_after: self.max_retry_after.map_or(Duration::from_secs(10), |d| d.0),
+            per_try_timeout: self.per_try_timeout.map(|d| d.value.0),
+            budget: self.budget,
+            body_limit: self.body_limit.map_or(64 << 10, |s| usize::try_from(s.0).unwrap_or(usize::MAX)),
+            retry_non_idempotent: self.retry_non_idempotent,
+        })
+    }
+}

@@ -1,0 +1,197 @@
+//! A service as a snapshot sees it: its policies, built, around the cluster that outlives them.
+
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+
+use onehop_filters::contract::entry::{Check, CheckTls};
+use onehop_filters::contract::mesh::{Balance, Discover, Endpoint, Gate, Pick, Retry};
+use onehop_filters::contract::{Build, ConfigError, Entry, Node, Role, now};
+use parking_lot::Mutex;
+
+use super::cluster::Cluster;
+use crate::config::plan;
+
+/// See the module. Immutable.
+pub struct Service {
+    /// Name in the config.
+    pub name: Arc<str>,
+    /// Name of the balancing policy.
+    pub policy: String,
+    /// Endpoints, and what was learned about them.
+    pub cluster: Arc<Cluster>,
+    /// Balancing policy.
+    pub balance: Arc<dyn Balance>,
+    /// Passed in this order by every try.
+    pub gates: Box<[Arc<dyn Gate>]>,
+    /// Decides on another try.
+    pub retry: Arc<dyn Retry>,
+}
+
+type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+impl Service {
+    /// Builds every role of a service. Nothing lives before the config is published: then the cluster takes the new
+    /// policies over, and discovery and checks begin, or go on where they did not change.
+    ///
+    /// # Errors
+    /// What is wrong with a section, and where.
+    pub fn build(
+        plan: &plan::Service,
+        entries: &[Entry],
+        build: &mut Build<'_>,
+        check_tls: Option<CheckTls>,
+    ) -> Result<Self, ConfigError> {
+        known(plan, entries)?;
+        let discover = discover(plan, entries, build)?;
+        let balance = balance(plan, entries, build)?;
+        let gates = gates(plan, entries, build)?;
+        let retry = retry(plan, entries, build)?;
+        let check = check(plan, entries, build)?;
+        let cluster = {
+            let (name, balance, metrics) = (plan.name.clone(), balance.clone(), build.metrics.clone());
+            build.keep("cluster", "", || Cluster::new(name, balance, &metrics))
+        };
+        let service = Self {
+            name: plan.name.clone(),
+            policy: plan.balance.0.clone(),
+            cluster,
+            balance,
+            gates: gates.into(),
+            retry,
+        };
+        service.at_publish(plan, build, discover, check.map(|c| (c, check_tls)));
+        Ok(service)
+    }
+
+    fn at_publish(
+        &self,
+        plan: &plan::Service,
+        build: &mut Build<'_>,
+        discover: Arc<dyn Discover>,
+        check: Option<(Arc<dyn Check>, Option<CheckTls>)>,
+    ) {
+        // What a task was made from: as long as this stays the same the running one goes on.
+        let source = format!("{} {} {}", plan.discover.0, plan.discover.1.to_json(), build.dir.display());
+        let checks = check.as_ref().map_or_else(String::new, |(_, tls)| {
+            let sections: Vec<String> = plan.roles.iter().map(|(k, n)| format!("{k} {}", n.to_json())).collect();
+            let tls = tls.as_ref().map(|t| (Arc::as_ptr(&t.config), format!("{:?}", t.name)));
+            format!("{sections:?} {tls:?}")
+        });
+        let (cluster, balance, gates) = (self.cluster.clone(), self.balance.clone(), self.gates.clone());
+        let tasks: [Arc<OnceLock<Mutex<Option<Task>>>>; 2] = Default::default();
+        for slot in tasks.clone() {
+            build.background(async move {
+                let task = slot.get().and_then(|task| task.lock().take());
+                if let Some(task) = task {
+                    task.await;
+                }
+            });
+        }
+        build.at_publish(move || {
+            let put = |slot: &OnceLock<Mutex<Option<Task>>>, task: Option<Task>| {
+                // Published once, so the slot is empty.
+                let _ = slot.set(Mutex::new(task));
+            };
+            cluster.rebalance(balance);
+            put(&tasks[0], cluster.follow(&discover, &source).map(|t| Box::pin(t) as Task));
+            cluster.attach(&gates);
+            put(&tasks[1], cluster.check(check, &checks).map(|t| Box::pin(t) as Task));
+        });
+    }
+
+    /// Picks an endpoint. On the request path: no lock, no allocation.
+    #[must_use]
+    pub fn pick(&self, cx: &Pick<'_>) -> Option<Arc<Endpoint>> {
+        self.cluster.pick(cx)
+    }
+
+    /// Whether discovery knows no endpoint at all.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.cluster.members().endpoints.is_empty()
+    }
+
+    /// For the admin endpoint.
+    #[must_use]
+    pub fn view(&self) -> serde_json::Value {
+        let mut view = serde_json::to_value(self.cluster.view(now())).unwrap_or_default();
+        if let Some(map) = view.as_object_mut() {
+            map.insert("policy".to_owned(), self.policy.clone().into());
+        }
+        view
+    }
+}
+
+/// Every key of the service belongs to a role.
+fn known(plan: &plan::Service, entries: &[Entry]) -> Result<(), ConfigError> {
+    let role = |e: &&Entry| matches!(e.role, Role::Gate(_) | Role::Retry(_) | Role::Check(_));
+    let names: Vec<&str> = entries.iter().filter(role).map(|e| e.name).collect();
+    match plan.roles.iter().find(|(key, _)| !names.contains(&key.as_str())) {
+        Some((key, node)) => Err(ConfigError::unknown(node.span, "service key", key, names)),
+        None => Ok(()),
+    }
+}
+
+fn discover(plan: &plan::Service, entries: &[Entry], build: &mut Build<'_>) -> Result<Arc<dyn Discover>, ConfigError> {
+    let (kind, section) = &plan.discover;
+    let kinds =
+        || entries.iter().filter_map(|e| if let Role::Discover(make) = e.role { Some((e.name, make)) } else { None });
+    match kinds().find(|(name, _)| name == kind) {
+        Some((_, make)) => make(section, build),
+        None => Err(ConfigError::unknown(section.span, "kind of discovery", kind, kinds().map(|(name, _)| name))),
+    }
+}
+
+fn balance(plan: &plan::Service, entries: &[Entry], build: &mut Build<'_>) -> Result<Arc<dyn Balance>, ConfigError> {
+    let (policy, section) = &plan.balance;
+    let policies =
+        || entries.iter().filter_map(|e| if let Role::Balance(make) = e.role { Some((e.name, make)) } else { None });
+    match policies().find(|(name, _)| name == policy) {
+        Some((_, make)) => make(section.as_ref(), build),
+        None => {
+            let place = section.as_ref().map(|s| s.get("policy").unwrap_or(s));
+            let span = place.map_or(plan.span, |s| s.span);
+            Err(ConfigError::unknown(span, "balancing policy", policy, policies().map(|(name, _)| name)))
+        }
+    }
+}
+
+/// Every gate there is, in the order of the list, so that defaults act.
+fn gates(plan: &plan::Service, entries: &[Entry], build: &mut Build<'_>) -> Result<Vec<Arc<dyn Gate>>, ConfigError> {
+    let mut gates = Vec::new();
+    for entry in entries {
+        if let Role::Gate(make) = entry.role {
+            gates.extend(make(plan.roles.get(entry.name), build)?);
+        }
+    }
+    Ok(gates)
+}
+
+/// The retry policy whose key stands on the service, else the first there is.
+fn retry(plan: &plan::Service, entries: &[Entry], build: &mut Build<'_>) -> Result<Arc<dyn Retry>, ConfigError> {
+    let policies = || {
+        entries
+            .iter()
+            .filter_map(|e| if let Role::Retry(make) = e.role { Some((plan.roles.get(e.name), make)) } else { None })
+    };
+    let chosen = policies().find(|(section, _): &(Option<&Node>, _)| section.is_some()).or_else(|| policies().next());
+    match chosen {
+        Some((section, make)) => make(section, build),
+        None => Err(ConfigError::at(plan.span, "this build has no retry policy")),
+    }
+}
+
+fn check(
+    plan: &plan::Service,
+    entries: &[Entry],
+    build: &mut Build<'_>,
+) -> Result<Option<Arc<dyn Check>>, ConfigError> {
+    for entry in entries {
+        if let Role::Check(make) = entry.role
+            && let Some(section) = plan.roles.get(entry.name)
+        {
+            return make(section, build).map(Some);
+        }
+    }
+    Ok(None)
+}
