@@ -20,6 +20,9 @@ fn transform(json: serde_json::Value) -> Arc<dyn Filter> {
 
 fn target(json: serde_json::Value, target: &str) -> Result<String, Reason> {
     let mut rq = request("GET", target);
+    // As a route with the prefixes /v1/orders and /v1 would have it.
+    rq.covered =
+        ["/v1/orders/", "/v1/"].iter().find(|p| format!("{}/", rq.path()).starts_with(*p)).map_or(0, |p| p.len() - 1);
     rq.user = Some(user(json!({"sub": "a b/../c?d"})));
     let verdict = decided(transform(json).on_request(&mut rq));
     match verdict {
@@ -35,7 +38,7 @@ fn target(json: serde_json::Value, target: &str) -> Result<String, Reason> {
 #[test]
 fn paths_and_queries() {
     for (section, from, to) in [
-        // The fixture's route matches by /v1/orders and /v1: the longest that fits is replaced.
+        // What the route's match covers is replaced: see `covered` below.
         (json!({"path": {"replacePrefix": "/orders"}}), "/v1/orders/7?x=1", Ok("/orders/7?x=1")),
         (json!({"path": {"replacePrefix": "/orders"}}), "/v1/ordersx", Ok("/orders/ordersx")),
         (json!({"path": {"replacePrefix": "/"}}), "/v1/orders", Ok("/")),
