@@ -147,7 +147,10 @@ async fn a_reload_changes_the_cap_in_place() {
     assert!(matches!(new.admit(Moment(0)), Admit::Yes));
     assert!(matches!(new.admit(Moment(0)), Admit::No(_)));
     let gauge = |name| bed.metrics.gauge(name, "", &[("service", "stock")]).value();
-    assert_eq!((gauge("onehop_breaker_active"), gauge("onehop_breaker_limit"), gauge("onehop_breaker_pending")), (1, 1, 0));
+    assert_eq!(
+        (gauge("onehop_breaker_active"), gauge("onehop_breaker_limit"), gauge("onehop_breaker_pending")),
+        (1, 1, 0)
+    );
 }
 
 #[test]

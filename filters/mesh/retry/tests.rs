@@ -251,6 +251,8 @@ fn sections() {
     ] {
         assert!(bed::node(bad).read::<Section>().and_then(Section::settings).is_err(), "{bad}");
     }
-    let all = settings(r#"{"attempts":2,"retryOn":["connect-failure","refused-stream","reset",503,"502"],"backoff":"25ms","perTryTimeout":"900ms","budget":{"percent":"20%","minPerSecond":10},"bodyLimit":"64KiB"}"#);
+    let all = settings(
+        r#"{"attempts":2,"retryOn":["connect-failure","refused-stream","reset",503,"502"],"backoff":"25ms","perTryTimeout":"900ms","budget":{"percent":"20%","minPerSecond":10},"bodyLimit":"64KiB"}"#,
+    );
     assert_eq!((all.attempts, all.body_limit, all.per_try_timeout), (2, 65536, Some(Duration::from_millis(900))));
 }

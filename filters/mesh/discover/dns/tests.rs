@@ -22,11 +22,8 @@ fn addresses(found: &[Found]) -> Vec<String> {
 #[tokio::test]
 async fn answers_failures_and_absence_are_told_apart() {
     let server = Server::start(Says::Addresses(vec![Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(10, 0, 0, 2)], 1)).await;
-    let dns = build(&format!(
-        r#"{{"name":"orders.test.","port":8080,"resolver":"{}","minTtl":"1s"}}"#,
-        server.address
-    ))
-    .expect("valid");
+    let dns = build(&format!(r#"{{"name":"orders.test.","port":8080,"resolver":"{}","minTtl":"1s"}}"#, server.address))
+        .expect("valid");
     assert!(dns.initial().is_empty());
     assert_eq!(dns.describe(), "dns orders.test.:8080");
     let (report, mut told) = report();
@@ -60,7 +57,8 @@ async fn the_lifetime_is_the_record_s() {
 fn pauses_have_a_floor_a_ceiling_and_jitter() {
     let s = Settings::default();
     let mut dice = Dice::new(5);
-    let mut pauses = |ttl| -> Vec<u128> { (0..100).map(|_| s.pause(Duration::from_secs(ttl), &mut dice).as_millis()).collect() };
+    let mut pauses =
+        |ttl| -> Vec<u128> { (0..100).map(|_| s.pause(Duration::from_secs(ttl), &mut dice).as_millis()).collect() };
     let floor = pauses(0);
     assert!(floor.iter().all(|p| (5_000..=5_500).contains(p)));
     assert!(pauses(100_000).iter().all(|p| *p <= 300_500));

@@ -21,7 +21,8 @@ fn addresses_in_all_their_forms() {
 
 #[test]
 fn what_is_wrong_is_said() {
-    for bad in ["[]", r#"["127.0.0.1"]"#, r#"["http://a:80"]"#, r#"[{"address":"a:1","wait":1}]"#, r#"{"a":1}"#, "[1]"] {
+    for bad in ["[]", r#"["127.0.0.1"]"#, r#"["http://a:80"]"#, r#"[{"address":"a:1","wait":1}]"#, r#"{"a":1}"#, "[1]"]
+    {
         assert!(build(bad).is_err(), "{bad}");
     }
 }
