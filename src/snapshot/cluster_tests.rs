@@ -129,7 +129,7 @@ fn gates_learn_the_set_now_and_later() {
     assert_eq!(gate.0.load(Relaxed), 3);
 }
 
-struct Source(tokio::sync::watch::Receiver<u8>);
+struct Source(watch::Receiver<u8>);
 
 impl Discover for Source {
     fn watch(&self, report: Report) -> Option<std::pin::Pin<Box<dyn Future<Output = ()> + Send>>> {
