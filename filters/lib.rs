@@ -10,6 +10,12 @@ use contract::Entry;
 
 /// Every built-in filter, one line each. Their order in a chain is their phase's, not this list's.
 pub const BUILTIN: &[Entry] = &[
+    api::api_key::ENTRY,
+    api::auth::ENTRY,
+    api::cors::ENTRY,
+    api::jwt::ENTRY,
+    api::quota::ENTRY,
+    api::transform::ENTRY,
     mesh::discover::static_::ENTRY,
     mesh::discover::dns::ENTRY,
     mesh::discover::srv::ENTRY,

@@ -3,6 +3,10 @@
 pub mod admin;
 pub mod config;
 pub mod edge;
+pub mod demo;
+pub mod explain;
+pub mod fault;
+pub mod hop;
 pub mod observe;
 pub mod proxy;
 pub mod route;

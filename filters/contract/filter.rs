@@ -67,6 +67,10 @@ pub trait Authenticator: Send + Sync + 'static {
     /// Looks for its credential and judges it. On success it sets `rq.user` or `rq.consumer` and removes the credential
     /// from what goes upstream.
     fn authenticate<'a>(&'a self, rq: &'a mut RequestCx) -> AuthStep<'a>;
+    /// Fields that only this authenticator may set (claims as headers): scrubbed from every request that a stranger sent.
+    fn claims_headers(&self) -> &[http::HeaderName] {
+        &[]
+    }
     /// `WWW-Authenticate` challenge, RFC 9110 section 11.6.1; `error` is the RFC 6750 error code if a credential was refused.
     fn challenge(&self, error: Option<&AuthError>) -> String;
 }
@@ -76,7 +80,7 @@ pub trait Authenticator: Send + Sync + 'static {
 pub enum AuthStep<'a> {
     /// Decided.
     Done(AuthVerdict),
-    /// Waits for keys or a blocking hash.
+    /// Waits for keys or a blocking hash. May be dropped before it is polled and asked for again.
     Wait(Pin<Box<dyn Future<Output = AuthVerdict> + Send + 'a>>),
 }
 

@@ -69,22 +69,9 @@ impl Gauge {
 /// Upper bounds in seconds of the duration buckets: the OpenTelemetry HTTP semantic conventions' advice.
 pub const BOUNDS: [f64; 14] = [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
 
-const BOUNDS_NS: [u64; 14] = [
-    5_000_000,
-    10_000_000,
-    25_000_000,
-    50_000_000,
-    75_000_000,
-    100_000_000,
-    250_000_000,
-    500_000_000,
-    750_000_000,
-    1_000_000_000,
-    2_500_000_000,
-    5_000_000_000,
-    7_500_000_000,
-    10_000_000_000,
-];
+/// Upper bounds in seconds for what the proxy itself takes: microseconds, where [`BOUNDS`] would see one bucket.
+pub const FINE_BOUNDS: [f64; 14] =
+    [0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 1.0];
 
 #[derive(Default)]
 struct Buckets {
@@ -94,17 +81,27 @@ struct Buckets {
 
 /// Durations in buckets.
 #[derive(Clone)]
-pub struct Histogram(Arc<[Padded<Buckets>]>);
+pub struct Histogram {
+    shards: Arc<[Padded<Buckets>]>,
+    bounds: &'static [f64; 14],
+    bounds_ns: [u64; 14],
+}
 
 impl Histogram {
-    fn new() -> Self {
-        Self(cells().into())
+    fn new(bounds: &'static [f64; 14]) -> Self {
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "positive and below 2^34")]
+        Self { shards: cells().into(), bounds, bounds_ns: bounds.map(|s| (s * 1e9).round() as u64) }
+    }
+    /// Upper bounds of the buckets in seconds, without the last, which is infinity.
+    #[must_use]
+    pub const fn bounds(&self) -> &'static [f64; 14] {
+        self.bounds
     }
     /// Records one duration.
     pub fn observe(&self, d: std::time::Duration) {
         let ns = u64::try_from(d.as_nanos()).unwrap_or(u64::MAX);
-        let shard = &self.0[worker::shard()].0;
-        let i = BOUNDS_NS.iter().position(|b| ns <= *b).unwrap_or(BOUNDS_NS.len());
+        let shard = &self.shards[worker::shard()].0;
+        let i = self.bounds_ns.iter().position(|b| ns <= *b).unwrap_or(self.bounds_ns.len());
         shard.counts[i].fetch_add(1, Relaxed);
         shard.sum_ns.fetch_add(ns, Relaxed);
     }
@@ -113,7 +110,7 @@ impl Histogram {
     pub fn value(&self) -> ([u64; 15], f64) {
         let mut out = [0; 15];
         let mut sum = 0u64;
-        for s in &*self.0 {
+        for s in &*self.shards {
             for (o, c) in out.iter_mut().zip(&s.0.counts) {
                 *o += c.load(Relaxed);
             }
@@ -202,7 +199,18 @@ impl Registry {
     /// See [`Registry::counter`].
     #[must_use]
     pub fn histogram(&self, name: &'static str, help: &'static str, labels: &[(&'static str, &str)]) -> Histogram {
-        match self.series(name, help, labels, || Series::Histogram(Histogram::new())) {
+        match self.series(name, help, labels, || Series::Histogram(Histogram::new(&BOUNDS))) {
+            Series::Histogram(h) => h,
+            _ => panic!("{name} is not a histogram"),
+        }
+    }
+    /// Like [`Registry::histogram`], with [`FINE_BOUNDS`]. A family has either bounds, never both.
+    ///
+    /// # Panics
+    /// See [`Registry::counter`].
+    #[must_use]
+    pub fn fine_histogram(&self, name: &'static str, help: &'static str, labels: &[(&'static str, &str)]) -> Histogram {
+        match self.series(name, help, labels, || Series::Histogram(Histogram::new(&FINE_BOUNDS))) {
             Series::Histogram(h) => h,
             _ => panic!("{name} is not a histogram"),
         }

@@ -51,6 +51,8 @@ pub struct RouteInfo {
     pub name: Arc<str>,
     /// Whether the route may speak these upgrades, lower-case.
     pub upgrades: Vec<Arc<str>>,
+    /// Every path prefix the route matches by; a rewrite replaces the longest that fits.
+    pub prefixes: Vec<String>,
 }
 
 /// W3C trace context of this request.
@@ -96,6 +98,8 @@ pub struct RequestCx {
     pub request_id: HeaderValue,
     /// The matched route.
     pub route: Arc<RouteInfo>,
+    /// How many bytes of the path the route's match covers: what `replacePrefix` replaces.
+    pub covered: usize,
     /// Who the user is, once authenticated.
     pub user: Option<Arc<User>>,
     /// Which application calls, once authenticated.

@@ -155,8 +155,38 @@ impl Node {
 }
 
 impl de::Error for ConfigError {
+    /// The text's first line is what is wrong, the second (if there is one) what would cure it.
     fn custom<T: fmt::Display>(msg: T) -> Self {
-        Self { span: None, message: msg.to_string(), help: None }
+        let text = msg.to_string();
+        match text.split_once('\n') {
+            Some((message, help)) => Self { span: None, message: message.to_owned(), help: Some(help.to_owned()) },
+            None => Self { span: None, message: text, help: None },
+        }
+    }
+    fn invalid_type(found: de::Unexpected<'_>, expected: &dyn de::Expected) -> Self {
+        let expected = expected.to_string();
+        let (what, example) = match expected.split_once(", such as ") {
+            Some((what, example)) => (what, Some(example)),
+            None => (expected.as_str(), None),
+        };
+        let (what, found_text) = (in_words(what), describe(found));
+        let help = match (found, example) {
+            (_, Some(example)) => Some(format!("write it such as {example}")),
+            (de::Unexpected::Bool(_) | de::Unexpected::Unsigned(_) | de::Unexpected::Signed(_), _)
+            | (de::Unexpected::Float(_), _)
+                if what == "a string" =>
+            {
+                Some("put the value in quotes".to_owned())
+            }
+            (de::Unexpected::Str(_), _) if what == "a boolean" => Some("write `true` or `false`".to_owned()),
+            (de::Unexpected::Str(_), _) if what == "a list" => Some("write it as a list: `[a, b]`".to_owned()),
+            _ => Some(format!("write {what} here")),
+        };
+        Self { span: None, message: format!("expected {what}, found {found_text}"), help }
+    }
+    fn invalid_value(found: de::Unexpected<'_>, expected: &dyn de::Expected) -> Self {
+        let message = format!("{} is out of range", describe(found));
+        Self { span: None, message, help: Some(format!("expected {}", in_words(&expected.to_string()))) }
     }
     fn unknown_field(field: &str, expected: &'static [&'static str]) -> Self {
         Self { span: None, message: format!("unknown key `{field}`"), help: Some(suggest(field, expected)) }
@@ -169,9 +199,43 @@ impl de::Error for ConfigError {
     }
 }
 
+/// serde's name of a type in a config author's words.
+fn in_words(expected: &str) -> &str {
+    match expected {
+        "a sequence" => "a list",
+        "a boolean" | "a string" | "a map" => expected,
+        "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number, not negative",
+        "i8" | "i16" | "i32" | "i64" => "a whole number",
+        "f32" | "f64" => "a number",
+        _ if expected.starts_with("struct ") => "a map",
+        _ => expected,
+    }
+}
+
+/// What was found instead, without its text if that could be long.
+fn describe(found: de::Unexpected<'_>) -> String {
+    match found {
+        de::Unexpected::Bool(b) => format!("the boolean `{b}`"),
+        de::Unexpected::Unsigned(n) => format!("the number `{n}`"),
+        de::Unexpected::Signed(n) => format!("the number `{n}`"),
+        de::Unexpected::Float(n) => format!("the number `{n}`"),
+        // The text may be a secret that stands in the wrong place.
+        de::Unexpected::Str(_) => "a string".to_owned(),
+        de::Unexpected::Unit | de::Unexpected::Option => "nothing".to_owned(),
+        de::Unexpected::Seq => "a list".to_owned(),
+        de::Unexpected::Map => "a map".to_owned(),
+        other => other.to_string(),
+    }
+}
+
 impl ConfigError {
     /// Gives the error a place unless a deeper node already did.
     fn settle(mut self, span: Span) -> Self {
+        if self.message.starts_with(PARKED)
+            && let Some(parked) = PARKING.take()
+        {
+            return parked;
+        }
         self.span.get_or_insert(span);
         self
     }
@@ -214,7 +278,7 @@ impl<'de> de::Deserializer<'de> for Reader<'_> {
     fn deserialize_enum<V: Visitor<'de>>(
         self,
         _: &'static str,
-        _: &'static [&'static str],
+        names: &'static [&'static str],
         v: V,
     ) -> Result<V::Value, ConfigError> {
         let span = self.0.span;
@@ -224,10 +288,19 @@ impl<'de> de::Deserializer<'de> for Reader<'_> {
                 v.visit_enum(de::value::MapAccessDeserializer::new(Entries { rest: m.iter(), value: None }))
             }
             Value::Map(m) => {
-                let names: Vec<&str> = m.iter().map(|(k, _)| k.name.as_str()).collect();
-                Err(ConfigError::at(span, format!("exactly one of these may stand here: {}", names.join(", "))))
+                let found: Vec<&str> = m.iter().map(|(k, _)| k.name.as_str()).collect();
+                let found = if found.is_empty() { "nothing".to_owned() } else { found.join(", ") };
+                Err(ConfigError::at(span, format!("exactly one key may stand here, found {found}"))
+                    .help(format!("keep one of: {}", names.join(", "))))
             }
-            _ => Err(ConfigError::at(span, format!("{} cannot stand here", self.0.kind()))),
+            _ => {
+                let quote = match &self.0.value {
+                    Value::Int(_) | Value::Float(_) | Value::Bool(_) => "put it in quotes; ",
+                    _ => "",
+                };
+                let help = format!("{quote}known here: {}", names.join(", "));
+                Err(ConfigError::at(span, format!("{} cannot stand here", self.0.kind())).help(help))
+            }
         }
         .map_err(|e| e.settle(span))
     }
@@ -284,7 +357,13 @@ impl<'de> MapAccess<'de> for Entries<'_> {
         let Some((key, value)) = self.rest.next() else { return Ok(None) };
         self.value = Some(value);
         let de: de::value::StrDeserializer<'_, ConfigError> = key.name.as_str().into_deserializer();
-        seed.deserialize(de).map(Some).map_err(|e| e.settle(key.span))
+        seed.deserialize(de).map(Some).map_err(|mut e| {
+            // A variant that is written as a key.
+            if let Some(name) = e.message.strip_prefix("unknown value ") {
+                e.message = format!("unknown key {name}");
+            }
+            e.settle(key.span)
+        })
     }
     fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, ConfigError> {
         let Some(node) = self.value.take() else { return Err(de::Error::custom("a value was read before its key")) };
@@ -325,7 +404,8 @@ impl schemars::JsonSchema for Node {
     }
 }
 
-/// A value that remembers its place, for errors found after reading.
+/// A value that remembers its place, for errors found after reading. As [`Node`], only inside [`Node::read`], and not
+/// under `serde(untagged)` or `serde(flatten)`, whose buffering loses places.
 #[derive(Clone, Debug)]
 pub struct Spot<T> {
     /// Where it stands.
@@ -337,11 +417,29 @@ pub struct Spot<T> {
 impl<'de, T: DeserializeOwned> de::Deserialize<'de> for Spot<T> {
     fn deserialize<D: de::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
         let node = Node::deserialize(d)?;
-        // The inner error has its own place, which a foreign error type would lose: carry it in the message only there.
-        match node.read() {
-            Ok(value) => Ok(Self { span: node.span, value }),
-            Err(e) => Err(de::Error::custom(Carried::park(e))),
-        }
+        node.read().map(|value| Self { span: node.span, value }).map_err(|e| {
+            PARKING.set(Some(e));
+            de::Error::custom(PARKED)
+        })
+    }
+}
+
+impl<T: serde::Serialize> serde::Serialize for Spot<T> {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        self.value.serialize(s)
+    }
+}
+
+impl serde::Serialize for Node {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        self.to_json().serialize(s)
+    }
+}
+
+impl<T> std::ops::Deref for Spot<T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        &self.value
     }
 }
 
@@ -357,17 +455,71 @@ impl<T: schemars::JsonSchema> schemars::JsonSchema for Spot<T> {
     }
 }
 
-/// Lets a [`ConfigError`] with a place pass through `de::Error::custom`, which only takes text.
-struct Carried(ConfigError);
+/// Message of an error whose real form waits in [`PARKING`].
+const PARKED: &str = "\u{0}onehop::ConfigError";
 
-impl Carried {
-    const fn park(e: ConfigError) -> Self {
-        Self(e)
-    }
+thread_local! {
+    /// Carries an error that knows its own place through `de::Error::custom`, which only takes text.
+    static PARKING: std::cell::Cell<Option<ConfigError>> = const { std::cell::Cell::new(None) };
 }
 
-impl fmt::Display for Carried {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::contract::units::Duration;
+
+    const fn at(line: u32, column: u32) -> Span {
+        Span { file: 0, line, column }
+    }
+    fn text(line: u32, column: u32, text: &str) -> Node {
+        Node { span: at(line, column), value: Value::Str(text.to_owned()) }
+    }
+    fn map(line: u32, entries: Vec<(&str, Node)>) -> Node {
+        let key = |n: &Node, name: &str| Key { span: at(n.span.line, 1), name: name.to_owned() };
+        Node { span: at(line, 1), value: Value::Map(entries.into_iter().map(|(k, n)| (key(&n, k), n)).collect()) }
+    }
+
+    #[derive(Debug, serde::Deserialize)]
+    #[serde(rename_all = "camelCase", deny_unknown_fields)]
+    struct Inner {
+        #[allow(dead_code)]
+        timeout: Spot<Duration>,
+    }
+    #[derive(Debug, serde::Deserialize)]
+    #[serde(rename_all = "camelCase", deny_unknown_fields)]
+    struct Outer {
+        #[allow(dead_code)]
+        inner: Spot<Inner>,
+    }
+
+    #[test]
+    fn an_error_inside_nested_spots_keeps_its_own_place_and_cure() {
+        let node = map(1, vec![("inner", map(2, vec![("timeout", text(3, 9, "5 parsecs"))]))]);
+        let e = node.read::<Outer>().expect_err("no such unit");
+        assert_eq!(e.span, Some(at(3, 9)));
+        assert!(e.message.contains("not a duration"), "{e}");
+        assert!(e.help.is_some_and(|h| h.contains("800ms")));
+    }
+
+    #[test]
+    fn an_unknown_key_is_blamed_at_the_key() {
+        let node = map(1, vec![("inner", map(2, vec![("timeuot", text(3, 9, "5s"))]))]);
+        let e = node.read::<Outer>().expect_err("no such key");
+        assert_eq!(e.span, Some(at(3, 1)));
+        assert_eq!(e.help.as_deref(), Some("did you mean `timeout`?"));
+    }
+
+    #[test]
+    fn a_missing_key_is_blamed_at_the_map_that_lacks_it() {
+        let e = map(1, vec![("inner", map(2, vec![]))]).read::<Outer>().expect_err("timeout is missing");
+        assert_eq!((e.span, e.message.as_str()), (Some(at(2, 1)), "`timeout` is missing"));
+    }
+
+    #[test]
+    fn a_parked_error_never_leaks_into_a_later_read() {
+        let bad = map(1, vec![("inner", map(2, vec![("timeout", text(3, 9, "x"))]))]);
+        assert!(bad.read::<Outer>().is_err());
+        let e = map(7, vec![]).read::<Outer>().expect_err("inner is missing");
+        assert_eq!(e.span, Some(at(7, 1)));
     }
 }

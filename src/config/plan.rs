@@ -10,7 +10,9 @@ use std::time::Duration;
 use http::{HeaderMap, Method, StatusCode};
 use ipnet::IpNet;
 use onehop_filters::contract::principal::Priority;
-use onehop_filters::contract::{Node, Span};
+use onehop_filters::contract::{ConfigError, Node, Span};
+
+use super::report::Files;
 
 /// The whole configuration.
 pub struct Plan {
@@ -40,8 +42,13 @@ pub struct Plan {
     pub lifecycle: Lifecycle,
     /// `runtime.workers`; `None` = one per core of the cgroup.
     pub workers: Option<usize>,
-    /// The configuration as read, for `/config` and `check --effective`; secrets redacted when shown.
+    /// The configuration as written (`${env.NAME}` unresolved), for `/config` and `check --effective`; secrets redacted
+    /// when shown.
     pub source: Node,
+    /// The files it was read from, to show errors that are found later in their place.
+    pub files: Files,
+    /// What is allowed and probably not meant: unused services, shadowed routes, ...
+    pub warnings: Vec<ConfigError>,
 }
 
 /// `admin`.
@@ -150,6 +157,7 @@ pub struct Paths {
 }
 
 /// `plans.NAME`.
+#[derive(Debug)]
 pub struct PlanPlan {
     pub priority: Priority,
     /// Sections of filters (`quota`).
@@ -157,7 +165,9 @@ pub struct PlanPlan {
 }
 
 /// `consumers.NAME`.
+#[derive(Debug)]
 pub struct ConsumerPlan {
+    pub span: Span,
     pub plan: Option<String>,
     /// `apiKeys`: SHA-256 of each (`sha256:HEX` in the file, or a secret that is hashed at load).
     pub api_keys: Vec<[u8; 32]>,
@@ -165,6 +175,7 @@ pub struct ConsumerPlan {
 }
 
 /// `routes[n]`.
+#[derive(Debug)]
 pub struct Route {
     pub name: Arc<str>,
     pub span: Span,
@@ -216,6 +227,7 @@ pub enum ValueMatch {
 }
 
 /// What a route does in the end.
+#[derive(Debug)]
 pub enum Action {
     /// `to`: service names and weights. Never empty.
     Forward(Vec<(String, u32)>),
@@ -252,6 +264,7 @@ pub struct Canned {
 }
 
 /// `services.NAME`.
+#[derive(Debug)]
 pub struct Service {
     pub name: Arc<str>,
     pub span: Span,
@@ -295,7 +308,7 @@ pub struct UpstreamTls {
 }
 
 /// `services.NAME.fallback`.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub enum Fallback {
     Respond(Arc<Canned>),
     Service(String),

@@ -1,1 +1,22 @@
 //! Listeners, TLS, the gate under hyper, connections, drain.
+
+pub mod accept;
+pub mod accept_io;
+pub mod body;
+mod coalesce;
+mod conn;
+pub mod drain_signal;
+mod gate;
+mod h1;
+mod h2;
+pub mod listener;
+mod listener_bind;
+pub mod proxy_protocol;
+pub mod serve;
+pub mod stream;
+pub mod tls;
+pub mod tls_certs;
+pub mod tls_peer;
+
+#[cfg(test)]
+mod tls_testing;

@@ -1,0 +1,267 @@
+//! `transform`: rewrites path, host, query and headers of a request, and headers of its response.
+
+mod config;
+mod core;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use http::uri::Authority;
+use http::{HeaderMap, HeaderName, HeaderValue};
+use regex::Regex;
+use smallvec::SmallVec;
+
+use self::core::Query;
+use crate::contract::filter::{Filter, Needs, Step};
+use crate::contract::section::Value;
+use crate::contract::{
+    Build, ConfigError, Entry, Fault, Node, Phase, Reason, RequestCx, ResponseCx, Role, Spot, Template, rewrite,
+};
+use config::{Config, Edits, Path};
+
+const NAME: &str = "transform";
+
+/// Fields that belong to the connection or frame the message: the engine's alone (RFC 9110 section 7.6.1, RFC 9112).
+const PROTECTED: &[&str] = &[
+    "connection", "content-length", "host", "http2-settings", "keep-alive", "proxy-connection", "te", "trailer",
+    "transfer-encoding", "upgrade",
+];
+
+/// See the module.
+pub const ENTRY: Entry = Entry {
+    name: NAME,
+    summary: "Rewrites path, host, query and headers",
+    readme: include_str!("README.md"),
+    example: include_str!("example.yaml"),
+    schema: |g| g.subschema_for::<Config>(),
+    role: Role::Api { phase: Phase::Transform, implied: |_, _| false, build },
+};
+
+struct Transform {
+    path: Option<NewPath>,
+    host: Option<HeaderValue>,
+    query: Option<Query>,
+    request: Fields,
+    response: Fields,
+}
+
+enum NewPath {
+    Prefix(Box<str>),
+    Full(Template),
+    Regex(Regex, Box<str>),
+}
+
+/// Edits of header fields.
+#[derive(Default)]
+struct Fields {
+    set: Vec<(HeaderName, Template)>,
+    add: Vec<(HeaderName, Template)>,
+    remove: Vec<HeaderName>,
+}
+
+fn build(node: Option<&Node>, _: &mut Build<'_>) -> Result<Arc<dyn Filter>, ConfigError> {
+    let config: Config = node.expect("transform is never implied").read()?;
+    let query = Query {
+        set: pairs(config.query.set.as_ref())?,
+        add: pairs(config.query.add.as_ref())?,
+        remove: config.query.remove.into_iter().map(|n| n.value).collect(),
+    };
+    Ok(Arc::new(Transform {
+        path: config.path.map(new_path).transpose()?,
+        host: config.host.map(host).transpose()?,
+        query: (!query.is_empty()).then_some(query),
+        request: fields(&config.request)?,
+        response: fields(&config.response)?,
+    }))
+}
+
+fn new_path(Spot { span, value }: Spot<Path>) -> Result<NewPath, ConfigError> {
+    let absolute = |path: Spot<String>| {
+        if path.value.is_empty() || path.value.starts_with('/') || path.value.starts_with("${") {
+            Ok(path)
+        } else {
+            Err(ConfigError::at(path.span, format!("`{}` does not begin with `/`", path.value)))
+        }
+    };
+    match (value.replace_prefix, value.replace_full, value.regex, value.substitution) {
+        (Some(prefix), None, None, None) => {
+            let prefix = absolute(prefix)?;
+            if !prefix.value.is_empty() && core::checked(&prefix.value).is_none() {
+                return Err(ConfigError::at(prefix.span, format!("`{}` is not a path", prefix.value)));
+            }
+            Ok(NewPath::Prefix(prefix.value.into()))
+        }
+        (None, Some(full), None, None) => {
+            let full = absolute(full)?;
+            let template = Template::compile(&full.value, full.span)?;
+            if template.is_fixed() && core::checked(&full.value).is_none() {
+                return Err(ConfigError::at(full.span, format!("`{}` is not a path", full.value)));
+            }
+            Ok(NewPath::Full(template))
+        }
+        (None, None, Some(regex), Some(substitution)) => {
+            let compiled = regex::RegexBuilder::new(&regex.value).size_limit(1 << 20).build().map_err(|e| {
+                ConfigError::at(regex.span, format!("`{}` is not a regular expression: {e}", regex.value))
+            })?;
+            Ok(NewPath::Regex(compiled, substitution.value.into()))
+        }
+        _ => Err(ConfigError::at(span, "`path` takes exactly one rewrite")
+            .help("write `replacePrefix`, `replaceFull`, or `regex` with `substitution`")),
+    }
+}
+
+fn host(text: Spot<String>) -> Result<HeaderValue, ConfigError> {
+    let wrong = || ConfigError::at(text.span, format!("`{}` is not a host", text.value)).help("HOST or HOST:PORT");
+    let authority: Authority = text.value.parse().map_err(|_| wrong())?;
+    if authority.as_str().contains('@') || authority.host().is_empty() {
+        return Err(wrong());
+    }
+    HeaderValue::try_from(text.value.as_str()).map_err(|_| wrong())
+}
+
+/// Names and templates in file order.
+fn pairs(node: Option<&Node>) -> Result<Vec<(String, Template)>, ConfigError> {
+    let Some(node) = node else { return Ok(Vec::new()) };
+    if !matches!(node.value, Value::Map(_)) {
+        return Err(ConfigError::at(node.span, "a map of names and values stands here"));
+    }
+    node.entries()
+        .iter()
+        .map(|(key, value)| {
+            let text = match &value.value {
+                Value::Str(text) => text.clone(),
+                Value::Int(i) => i.to_string(),
+                Value::Bool(b) => b.to_string(),
+                _ => return Err(ConfigError::at(value.span, format!("the value of `{}` is not text", key.name))),
+            };
+            Ok((key.name.clone(), Template::compile(&text, value.span)?))
+        })
+        .collect()
+}
+
+fn fields(edits: &Edits) -> Result<Fields, ConfigError> {
+    let named = |node: Option<&Node>| {
+        let spans = node.map_or(&[][..], Node::entries).iter().map(|(key, _)| key.span);
+        let pairs = pairs(node)?;
+        spans
+            .zip(pairs)
+            .map(|(span, (name, value))| Ok((field(&Spot { span, value: name })?, value)))
+            .collect::<Result<Vec<_>, ConfigError>>()
+    };
+    Ok(Fields {
+        set: named(edits.set.as_ref())?,
+        add: named(edits.add.as_ref())?,
+        remove: edits.remove.iter().map(field).collect::<Result<_, _>>()?,
+    })
+}
+
+fn field(name: &Spot<String>) -> Result<HeaderName, ConfigError> {
+    let parsed = HeaderName::try_from(&name.value)
+        .map_err(|_| ConfigError::at(name.span, format!("`{}` is not a header name", name.value)))?;
+    if PROTECTED.contains(&parsed.as_str()) {
+        let help = if parsed == http::header::HOST { "use `transform.host`" } else { "it belongs to the connection" };
+        return Err(ConfigError::at(name.span, format!("`{parsed}` cannot be transformed")).help(help));
+    }
+    Ok(parsed)
+}
+
+impl Fields {
+    const fn is_empty(&self) -> bool {
+        self.set.is_empty() && self.add.is_empty() && self.remove.is_empty()
+    }
+
+    /// The values for set and add: all of them see the request as it came, before any edit.
+    fn values(&self, rq: &RequestCx) -> Values {
+        self.set.iter().chain(&self.add).map(|(_, template)| template.render(rq)).collect()
+    }
+
+    /// Set, add, remove.
+    fn apply(&self, headers: &mut HeaderMap, values: Values) {
+        let mut values = values.into_iter();
+        for ((name, _), value) in self.set.iter().zip(&mut values) {
+            match value {
+                Some(value) => {
+                    headers.insert(name, value);
+                }
+                // Set or removed, never what a stranger sent.
+                None => {
+                    headers.remove(name);
+                }
+            }
+        }
+        for ((name, _), value) in self.add.iter().zip(values) {
+            if let Some(value) = value {
+                headers.append(name, value);
+            }
+        }
+        for name in &self.remove {
+            headers.remove(name);
+        }
+    }
+}
+
+type Values = SmallVec<[Option<HeaderValue>; 6]>;
+
+impl Transform {
+    fn rewrite(&self, rq: &mut RequestCx) -> Result<(), &'static str> {
+        let bad = "the rewritten path is not acceptable";
+        let query = self.query.as_ref().map(|q| q.apply(rq.target.query().unwrap_or_default(), rq));
+        let path = match &self.path {
+            None => None,
+            Some(NewPath::Prefix(replacement)) => {
+                // Of several prefixes the route took the longest that fits, by segment.
+                let path = rq.path();
+                let covers = |prefix: &&String| {
+                    let prefix = prefix.trim_end_matches('/');
+                    path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+                };
+                let prefix = rq.route.prefixes.iter().filter(covers).max_by_key(|p| p.len()).map_or("/", String::as_str);
+                Some(rewrite::replace_prefix(path, prefix, replacement).into_owned())
+            }
+            Some(NewPath::Full(template)) => Some(template.encoded(rq, core::PATH).ok_or(bad)?),
+            Some(NewPath::Regex(regex, substitution)) => Some(regex.replace(rq.path(), &**substitution).into_owned()),
+        };
+        if path.is_none() && query.is_none() {
+            return Ok(());
+        }
+        let path = path.unwrap_or_else(|| rq.path().to_owned());
+        if core::checked(&path).is_none() {
+            return Err(bad);
+        }
+        let query = query.as_deref().unwrap_or_else(|| rq.target.query().unwrap_or_default());
+        rq.target = match query {
+            // A path with a query of its own keeps that alone.
+            query if !query.is_empty() && !path.contains('?') => [&path, "?", query].concat(),
+            _ => path,
+        }
+        .try_into()
+        .map_err(|_| bad)?;
+        Ok(())
+    }
+}
+
+impl Filter for Transform {
+    fn on_request<'a>(&'a self, rq: &'a mut RequestCx) -> Step<'a> {
+        // Headers, host, path: what each template reads is the request as the client sent it.
+        let values = self.request.values(rq);
+        let rewritten = self.rewrite(rq);
+        self.request.apply(&mut rq.headers, values);
+        if let Some(host) = &self.host {
+            rq.upstream_host = Some(host.clone());
+        }
+        match rewritten {
+            Ok(()) => Step::NEXT,
+            Err(detail) => Step::fail(Fault::new(Reason::BadPath).detail(detail).by(NAME)),
+        }
+    }
+
+    fn on_response<'a>(&'a self, rq: &'a mut RequestCx, rs: &'a mut ResponseCx) -> Step<'a> {
+        self.response.apply(&mut rs.headers, self.response.values(rq));
+        Step::NEXT
+    }
+
+    fn needs(&self) -> Needs {
+        Needs { response: !self.response.is_empty() }
+    }
+}

@@ -1,0 +1,222 @@
+//! What only shows when everything is read: names used twice, loops, things that can never act.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use onehop_filters::contract::section::suggest;
+use onehop_filters::contract::units::Duration;
+use onehop_filters::contract::{Node, Span, Spot};
+
+use super::super::plan::{Action, Bind, Fallback, Match, Plan, Route};
+use super::Lower;
+
+/// Names that may be referred to, whether or not their sections are right.
+#[derive(Default)]
+pub struct Names {
+    pub listeners: BTreeSet<String>,
+    pub plans: BTreeSet<String>,
+    pub services: BTreeSet<String>,
+    pub workload: bool,
+}
+
+impl Names {
+    pub fn of(root: &Node) -> Self {
+        let names = |key: &str| {
+            root.get(key).map(Node::entries).unwrap_or_default().iter().map(|(k, _)| k.name.clone()).collect()
+        };
+        Self {
+            listeners: names("listeners"),
+            plans: names("plans"),
+            services: names("services"),
+            workload: root.get("workload").is_some(),
+        }
+    }
+}
+
+impl Lower<'_> {
+    pub(super) fn must_know_listener(&mut self, name: &Spot<String>) {
+        if !self.known.listeners.contains(&name.value) {
+            self.dangling("listener", name, |n| &n.listeners);
+        }
+    }
+    pub(super) fn must_know_plan(&mut self, name: &Spot<String>) {
+        if !self.known.plans.contains(&name.value) {
+            self.dangling("plan", name, |n| &n.plans);
+        }
+    }
+    pub(super) fn must_know_service(&mut self, name: &str, span: Span) {
+        if !self.known.services.contains(name) {
+            self.dangling("service", &Spot { span, value: name.to_owned() }, |n| &n.services);
+        }
+    }
+    fn dangling(&mut self, kind: &str, name: &Spot<String>, known: impl Fn(&Names) -> &BTreeSet<String>) {
+        let all: Vec<&str> = known(&self.known).iter().map(String::as_str).collect();
+        let help = suggest(&name.value, &all);
+        self.error(name.span, format!("there is no {kind} `{}`", name.value), help);
+    }
+    pub(super) fn must_have_workload(&mut self, span: Span) {
+        if !self.known.workload {
+            let help = "add `workload: { name: NAME, cert: FILE, key: FILE, ca: FILE }`";
+            self.error(span, "`mode: mesh` needs the workload's identity", help);
+        }
+    }
+
+    pub(super) fn cross_check(&mut self, plan: &Plan) {
+        self.repeated_routes(plan);
+        self.repeated_binds(plan);
+        self.repeated_keys(plan);
+        self.fallback_loops(plan);
+        self.slow_tries(plan);
+        self.shadowed(plan);
+        self.unused(plan);
+    }
+
+    fn repeated_routes(&mut self, plan: &Plan) {
+        let mut seen = BTreeMap::new();
+        for route in &plan.routes {
+            match seen.get(&route.name) {
+                Some(first) => {
+                    let message = format!("the route name `{}` stands a second time", route.name);
+                    self.error(route.span, message, format!("rename one; the first is at {}", place(*first)));
+                }
+                None => drop(seen.insert(route.name.clone(), route.span)),
+            }
+        }
+    }
+
+    fn repeated_binds(&mut self, plan: &Plan) {
+        // Port 0 is another port each time.
+        let fixed = |b: &Bind| !matches!(b, Bind::Tcp(a) if a.port() == 0);
+        let mut listeners: Vec<_> = plan.listeners.values().filter(|l| fixed(&l.bind)).collect();
+        listeners.sort_by_key(|l| (l.span.file, l.span.line, l.span.column));
+        let mut seen = BTreeMap::new();
+        if let Some(bind) = plan.admin.bind.as_ref().filter(|b| fixed(b)) {
+            seen.insert(bind.clone(), ("admin".to_owned(), None));
+        }
+        for listener in listeners {
+            match seen.get(&listener.bind) {
+                Some((first, at)) => {
+                    let at = at.map_or_else(String::new, |s| format!(" at {}", place(s)));
+                    let message = format!("listener `{}` has the same bind as `{first}`{at}", listener.name);
+                    self.error(listener.span, message, "give each its own address or port");
+                }
+                None => drop(seen.insert(listener.bind.clone(), (listener.name.to_string(), Some(listener.span)))),
+            }
+        }
+    }
+
+    fn repeated_keys(&mut self, plan: &Plan) {
+        let mut owners = BTreeMap::new();
+        for (name, consumer) in &plan.consumers {
+            for key in &consumer.api_keys {
+                if let Some(first) = owners.insert(*key, name) {
+                    let (message, at) = if first == name {
+                        (format!("an API key of consumer `{name}` stands twice"), consumer.span)
+                    } else {
+                        (format!("consumers `{first}` and `{name}` share an API key"), consumer.span)
+                    };
+                    self.error(at, message, "a key has one owner: make a new one");
+                }
+            }
+        }
+    }
+
+    /// A fallback that leads back to where it came from would answer nothing.
+    fn fallback_loops(&mut self, plan: &Plan) {
+        for (name, service) in &plan.services {
+            let mut at = service;
+            for _ in 0..plan.services.len() {
+                let Some(Fallback::Service(next)) = &at.fallback else { break };
+                if next == name {
+                    let message = format!("the fallback of service `{name}` leads back to it");
+                    self.error(service.span, message, "fall back to another service, or to `respond`");
+                    break;
+                }
+                match plan.services.get(next) {
+                    Some(service) => at = service,
+                    None => break,
+                }
+            }
+        }
+    }
+
+    fn slow_tries(&mut self, plan: &Plan) {
+        for route in &plan.routes {
+            let (Action::Forward(targets), Some(total)) = (&route.action, route.request_timeout) else { continue };
+            for (service, _) in targets {
+                let retry = plan.services.get(service).and_then(|s| s.roles.get("retry"));
+                let Some(node) = retry.and_then(|r| r.get("perTryTimeout")) else { continue };
+                if node.read::<Duration>().is_ok_and(|d| d.0 > total) {
+                    let message = format!(
+                        "`perTryTimeout` is longer than the {} that route `{}` allows a request",
+                        Duration(total),
+                        route.name
+                    );
+                    self.warn(node.span, message, "it never acts there; make it shorter");
+                }
+            }
+        }
+    }
+
+    /// A later route whose every match stands in an earlier one never gets a request: "first in file" decides.
+    fn shadowed(&mut self, plan: &Plan) {
+        let mut seen: BTreeMap<String, &Route> = BTreeMap::new();
+        for route in &plan.routes {
+            let places = places(route, plan);
+            let first = places.iter().map(|p| seen.get(p).copied()).collect::<Option<Vec<_>>>();
+            if let Some(first) = first.as_ref().and_then(|f| f.first()) {
+                let message = format!("route `{}` never gets a request: `{}` matches the same", route.name, first.name);
+                self.warn(route.span, message, "remove it, or match something else");
+            }
+            for place in places {
+                seen.entry(place).or_insert(route);
+            }
+        }
+    }
+
+    fn unused(&mut self, plan: &Plan) {
+        let mut used: BTreeSet<&str> = BTreeSet::new();
+        for route in &plan.routes {
+            if let Action::Forward(targets) = &route.action {
+                used.extend(targets.iter().map(|(s, _)| s.as_str()));
+            }
+        }
+        for service in plan.services.values() {
+            if let Some(Fallback::Service(s)) = &service.fallback {
+                used.insert(s);
+            }
+        }
+        for (name, service) in plan.services.iter().filter(|(name, _)| !used.contains(name.as_str())) {
+            self.warn(service.span, format!("service `{name}` is used by no route"), "route to it, or remove it");
+        }
+        if plan.listeners.is_empty() {
+            let help = "add `listeners: { web: { bind: 0.0.0.0:8080 } }`";
+            self.warn(Span { file: 0, line: 1, column: 1 }, "there is no listener: nothing is served", help);
+        }
+    }
+}
+
+fn place(span: Span) -> String {
+    format!("line {}, column {}", span.line, span.column)
+}
+
+/// Every (listener, host, match) of a route, as text that is equal where the router cannot tell two apart.
+fn places(route: &Route, plan: &Plan) -> Vec<String> {
+    let listeners = route.listeners.clone().unwrap_or_else(|| plan.listeners.keys().cloned().collect());
+    let any_host = [String::from("*")];
+    let any_match = [Match::default()];
+    let hosts = if route.hosts.is_empty() { &any_host } else { route.hosts.as_slice() };
+    let matches = if route.matches.is_empty() { &any_match } else { route.matches.as_slice() };
+    let mut all = Vec::with_capacity(listeners.len() * hosts.len() * matches.len());
+    for m in matches {
+        let mut m = m.clone();
+        m.headers.sort_by(|a, b| a.0.as_str().cmp(b.0.as_str()));
+        m.query.sort_by(|a, b| a.0.cmp(&b.0));
+        m.methods.sort_by(|a, b| a.as_str().cmp(b.as_str()));
+        for host in hosts {
+            for listener in &listeners {
+                all.push(format!("{listener} {host} {m:?}"));
+            }
+        }
+    }
+    all
+}

@@ -1,0 +1,150 @@
+//! `listeners.NAME`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use onehop_filters::contract::section::Value;
+use onehop_filters::contract::{Node, Span, Spot};
+
+use super::super::plan::{Capture, Limits, Listener, ListenerTls, Paths, ProxyProtocol};
+use super::super::raw;
+use super::Lower;
+
+impl Lower<'_> {
+    pub(super) fn listener(&mut self, name: &str, span: Span, node: &Node) -> Option<Arc<Listener>> {
+        let mut raw: raw::Listener = self.read(node)?;
+        raw.settle();
+        self.fill_at("listeners", name, &raw);
+        if let Some(list) = node.get("protocols").filter(|n| n.value == Value::Seq(Vec::new())) {
+            self.error(list.span, "the listener speaks no protocol", "write `[h1, h2]`, or one of them");
+        }
+        let tls = match &raw.tls {
+            Some(tls) => Some(self.listener_tls(tls, node.get("tls").unwrap_or(node))?),
+            None => None,
+        };
+        let trusted: Vec<IpNet> = raw.trusted_proxies.iter().filter_map(|text| self.network(text)).collect();
+        if raw.proxy_protocol != raw::ProxyProtocol::None && raw.trusted_proxies.is_empty() {
+            let at = node.get("proxyProtocol").map_or(span, |n| n.span);
+            self.error(
+                at,
+                "PROXY headers would be believed from nobody",
+                "name the networks of the balancers in `trustedProxies`",
+            );
+        }
+        if raw.capture == Some(raw::Capture::Inbound) && raw.unknown_hosts == Some(raw::UnknownHosts::Passthrough) {
+            let at = node.get("unknownHosts").map_or(span, |n| n.span);
+            self.error(at, "an inbound listener cannot pass unknown hosts through", "remove `unknownHosts`");
+        }
+        Some(Arc::new(Listener {
+            name: Arc::from(name),
+            span,
+            bind: self.bind(&raw.bind)?,
+            h1: raw.protocols.contains(&raw::Http::H1),
+            h2: raw.protocols.contains(&raw::Http::H2),
+            tls,
+            trusted: trusted.into(),
+            proxy_protocol: match raw.proxy_protocol {
+                raw::ProxyProtocol::None => ProxyProtocol::None,
+                raw::ProxyProtocol::Optional => ProxyProtocol::Optional,
+                raw::ProxyProtocol::Required => ProxyProtocol::Required,
+            },
+            mesh: raw.exposure == Some(raw::Exposure::Mesh),
+            capture: raw.capture.map(|c| match c {
+                raw::Capture::Inbound => Capture::Inbound,
+                raw::Capture::Outbound => Capture::Outbound,
+            }),
+            passthrough: raw.unknown_hosts == Some(raw::UnknownHosts::Passthrough),
+            limits: self.limits(&raw.limits),
+            paths: Paths {
+                reject_escaped_slashes: raw.paths.escaped_slashes == Some(raw::Rule::Reject),
+                reject_underscores: raw.paths.underscores == Some(raw::Rule::Reject),
+            },
+            via: raw.via,
+            accept_balance: raw.accept_balance,
+        }))
+    }
+
+    fn listener_tls(&mut self, tls: &Spot<raw::ListenerTls>, node: &Node) -> Option<ListenerTls> {
+        let mesh = tls.mode.is_some();
+        if mesh {
+            self.must_have_workload(tls.span);
+        }
+        let none = node.get("certificates").is_none_or(|n| n.value == Value::Seq(Vec::new()));
+        match (mesh, none) {
+            (true, false) => {
+                let at = node.get("certificates").map_or(tls.span, |n| n.span);
+                let help = "remove `certificates`, or remove `mode`";
+                self.error(at, "`mode: mesh` brings the workload's own certificate", help);
+            }
+            (false, true) => {
+                let help = "add `certificates: [{ cert: FILE, key: FILE }]`, or `mode: mesh`";
+                self.error(tls.span, "`tls` has no certificate", help);
+            }
+            _ => {}
+        }
+        if let (Some(auth), None) = (&tls.client_auth, &tls.client_ca) {
+            let help = "add `clientCa: FILE`, the bundle that client certificates are checked against";
+            self.error(auth.span, "`clientAuth` needs `clientCa`", help);
+        }
+        if mesh && tls.client_ca.is_some() {
+            let at = node.get("clientCa").map_or(tls.span, |n| n.span);
+            self.error(at, "`mode: mesh` checks clients against the workload's `ca`", "remove `clientCa`");
+        }
+        let path = |p: &std::path::Path| self.dir.join(p);
+        Some(ListenerTls {
+            mesh,
+            certificates: tls.certificates.iter().map(|c| (path(&c.cert), path(&c.key))).collect(),
+            only_13: tls.min_version == raw::TlsVersion::Tls13,
+            client_ca: tls.client_ca.as_deref().map(path),
+            client_required: tls.client_auth.as_ref().is_none_or(|a| a.value == raw::ClientAuth::Required),
+        })
+    }
+
+    fn network(&mut self, text: &Spot<String>) -> Option<IpNet> {
+        let net = text.parse::<IpNet>().or_else(|_| text.parse::<std::net::IpAddr>().map(IpNet::from));
+        if net.is_err() {
+            let help = "write an address and a prefix length, such as `10.0.0.0/8` or `fd00::/8`";
+            self.error(text.span, format!("`{}` is not a network", text.value), help);
+        }
+        net.ok()
+    }
+
+    fn limits(&mut self, raw: &raw::Limits) -> Limits {
+        Limits {
+            head: self.bytes(&raw.head, 1 << 10, 1 << 20),
+            uri: self.bytes(&raw.uri, 64, 1 << 16),
+            fields: self.count(&raw.fields, 1000),
+            body: Some(raw.body.unwrap_or_default().0).filter(|n| *n > 0),
+            streams: self.count(&raw.streams, 1 << 16),
+            connections: self.count(&raw.connections, 1 << 24),
+            head_timeout: raw.head_timeout.0,
+            body_idle_timeout: raw.body_idle_timeout.0,
+            idle_timeout: raw.idle_timeout.0,
+            tls_timeout: raw.tls_timeout.0,
+            requests: raw.requests.as_ref().map(|n| self.count(n, u64::MAX)),
+        }
+    }
+
+    fn bytes(&mut self, size: &Spot<onehop_filters::contract::units::Size>, low: u64, high: u64) -> usize {
+        use onehop_filters::contract::units::Size;
+        if !(low..=high).contains(&size.value.0) {
+            let help = format!("from {} to {}", Size(low), Size(high));
+            self.error(size.span, format!("{} is out of range", size.value), help);
+        }
+        usize::try_from(size.value.0).unwrap_or(usize::MAX)
+    }
+
+    /// A count from 1; zero would refuse everything and is never meant.
+    fn count<T: TryFrom<u64> + Default>(&mut self, n: &Spot<u64>, high: u64) -> T {
+        if !(1..=high).contains(&n.value) {
+            self.error(n.span, format!("{} is out of range", n.value), format!("from 1 to {high}"));
+        }
+        T::try_from(n.value).unwrap_or_default()
+    }
+}
+
+/// Zero means no limit where a key says so.
+pub(super) fn limit(d: Duration) -> Option<Duration> {
+    Some(d).filter(|d| !d.is_zero())
+}

@@ -1,0 +1,321 @@
+//! Tree to [`Plan`]: shapes are read, names resolved, ranges checked. Collects every error it can find.
+
+mod check;
+mod listener;
+mod route;
+mod section;
+mod service;
+
+pub use service::POLICY;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use onehop_filters::contract::principal::Priority;
+use onehop_filters::contract::section::{Value, suggest};
+use onehop_filters::contract::units::Secret;
+use onehop_filters::contract::{ConfigError, Entry, Node, Role, Span};
+
+use super::plan::{AccessLog, Admin, Bind, ConsumerPlan, Lifecycle, Plan, PlanPlan, Telemetry, TlsIdentity, Tracing};
+use super::raw;
+use super::report::{Files, by_place};
+use check::Names;
+
+/// The plan of a merged tree whose variables are filled in; `None` if no plan can be made of it. It is good only if no
+/// error was added.
+pub fn plan(root: &Node, entries: &[Entry], dir: &Path, errors: &mut Vec<ConfigError>) -> Option<Plan> {
+    let known = Names::of(root);
+    Lower { entries, dir: dir.to_path_buf(), errors, warnings: Vec::new(), known, filled: None }.plan(root)
+}
+
+/// The engine's own sections with every default filled in, as JSON, in the order of the raw types.
+pub fn filled(root: &Node, entries: &[Entry], dir: &Path) -> serde_json::Value {
+    let mut errors = Vec::new();
+    let filled = Some(serde_json::Map::new());
+    let mut lower = Lower {
+        entries,
+        dir: dir.to_path_buf(),
+        errors: &mut errors,
+        warnings: Vec::new(),
+        known: Names::of(root),
+        filled,
+    };
+    lower.plan(root);
+    lower.filled.map_or(serde_json::Value::Null, serde_json::Value::Object)
+}
+
+/// Where an identity, a discovery kind or a key of a filter may stand.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Slot {
+    Route,
+    Identity,
+    Discover,
+    Balance,
+    Service,
+}
+
+struct Lower<'a> {
+    entries: &'a [Entry],
+    dir: PathBuf,
+    errors: &'a mut Vec<ConfigError>,
+    warnings: Vec<ConfigError>,
+    known: Names,
+    /// Collects sections with their defaults, if somebody wants to see them.
+    filled: Option<serde_json::Map<String, serde_json::Value>>,
+}
+
+impl<'a> Lower<'a> {
+    fn plan(&mut self, root: &Node) -> Option<Plan> {
+        self.version(root);
+        self.unavailable(root, "state", "shared quota state");
+        let admin = self.admin(root);
+        let listeners = self.named(root, "listeners", "listener", Self::listener);
+        let identities = self.named(root, "identities", "identity", |this, name, _, node| {
+            this.kind(node, Slot::Identity, &format!("identity `{name}`"))
+        });
+        let plans = self.named(root, "plans", "plan", |this, _, _, node| this.plan_plan(node));
+        let consumers =
+            self.named(root, "consumers", "consumer", |this, name, span, node| this.consumer(name, span, node));
+        let services = self.named(root, "services", "service", Self::service);
+        let routes = self.routes(root);
+        let workload = self.workload(root);
+        let telemetry = self.telemetry(root);
+        let lifecycle = self.lifecycle(root);
+        let workers = self.workers(root);
+        let plan = Plan {
+            dir: self.dir.clone(),
+            hash: 0,
+            admin,
+            listeners,
+            identities,
+            plans,
+            consumers,
+            routes,
+            services,
+            workload,
+            telemetry,
+            lifecycle,
+            workers,
+            source: Node { span: root.span, value: Value::Null },
+            files: Files::default(),
+            warnings: Vec::new(),
+        };
+        self.cross_check(&plan);
+        let mut warnings = std::mem::take(&mut self.warnings);
+        by_place(&mut warnings);
+        Some(Plan { warnings, ..plan })
+    }
+
+    fn error(&mut self, span: Span, message: impl Into<String>, help: impl Into<String>) {
+        self.errors.push(ConfigError::at(span, message).help(help));
+    }
+    fn warn(&mut self, span: Span, message: impl Into<String>, help: impl Into<String>) {
+        self.warnings.push(ConfigError::at(span, message).help(help));
+    }
+
+    /// Names of the entries that may stand somewhere.
+    fn names(&self, slot: Slot) -> Vec<&'static str> {
+        let fits = |role: &Role| match role {
+            Role::Api { .. } => slot == Slot::Route,
+            Role::Identity(_) => slot == Slot::Identity,
+            Role::Discover(_) => slot == Slot::Discover,
+            Role::Balance(_) => slot == Slot::Balance,
+            Role::Gate(_) | Role::Retry(_) | Role::Check(_) => slot == Slot::Service,
+        };
+        self.entries.iter().filter(|e| fits(&e.role)).map(|e| e.name).collect()
+    }
+
+    fn version(&mut self, root: &Node) {
+        match root.get("version") {
+            Some(n) if n.value == Value::Int(1) => {}
+            Some(n) => self.error(n.span, "this version of the configuration is not known", "write `version: 1`"),
+            None => self.error(root.span, "`version` is missing", "begin with `version: 1`"),
+        }
+        self.fill("version", || serde_json::json!(1));
+    }
+
+    /// A key that has a meaning in the design and no effect yet: never accepted in silence.
+    fn unavailable(&mut self, node: &Node, key: &str, what: &str) {
+        if let Some((key, _)) = node.entries().iter().find(|(k, _)| k.name == key) {
+            let message = format!("`{}` ({what}) is not available in this version", key.name);
+            self.error(key.span, message, format!("remove `{}`", key.name));
+        }
+    }
+
+    fn admin(&mut self, root: &Node) -> Admin {
+        let raw: raw::Admin = self.top(root, "admin");
+        let bind = match raw.bind.value.as_str() {
+            "none" => None,
+            _ => self.bind(&raw.bind),
+        };
+        Admin { bind }
+    }
+
+    /// Exactly one key, which names an entry: `{jwt: {...}}`.
+    fn kind(&mut self, node: &Node, slot: Slot, what: &str) -> Option<(String, Node)> {
+        let names = self.names(slot);
+        let one_of = format!("known here: {}", names.join(", "));
+        match node.entries() {
+            [(key, section)] if names.contains(&key.name.as_str()) => Some((key.name.clone(), section.clone())),
+            [(key, _)] => {
+                self.error(key.span, format!("unknown kind `{}`", key.name), suggest(&key.name, &names));
+                None
+            }
+            [] => {
+                self.error(node.span, format!("{what} has no kind"), one_of);
+                None
+            }
+            [_, (second, _), ..] => {
+                self.error(second.span, format!("{what} has more than one kind"), format!("keep one; {one_of}"));
+                None
+            }
+        }
+    }
+
+    fn plan_plan(&mut self, node: &Node) -> Option<PlanPlan> {
+        let filters = self.names(Slot::Route);
+        let (engine, sections) = self.split(node, &["priority".to_owned()], &filters)?;
+        let priority = match engine.get("priority") {
+            Some(n) => self.read::<raw::Priority>(n)?,
+            None => raw::Priority::default(),
+        };
+        let sections = sections.into_iter().map(|(k, n)| (k.name, n)).collect();
+        let priority = match priority {
+            raw::Priority::Low => Priority::Low,
+            raw::Priority::Normal => Priority::Normal,
+            raw::Priority::High => Priority::High,
+        };
+        Some(PlanPlan { priority, sections })
+    }
+
+    fn consumer(&mut self, name: &str, span: Span, node: &Node) -> Option<ConsumerPlan> {
+        let raw: raw::Consumer = self.read(node)?;
+        self.fill_at("consumers", name, &raw);
+        let mut api_keys = Vec::with_capacity(raw.api_keys.len());
+        for key in &raw.api_keys {
+            match digest(&key.value, &self.dir) {
+                Ok(digest) => api_keys.push(digest),
+                Err((message, help)) => self.error(key.span, message, help),
+            }
+        }
+        if let Some(plan) = &raw.plan {
+            self.must_know_plan(plan);
+        }
+        Some(ConsumerPlan { span, plan: raw.plan.map(|p| p.value), api_keys, scopes: raw.scopes })
+    }
+
+    fn workload(&mut self, root: &Node) -> Option<TlsIdentity> {
+        let node = root.get("workload")?;
+        self.unavailable(node, "spiffe", "an identity from a SPIFFE agent");
+        if node.get("spiffe").is_some() {
+            return None;
+        }
+        let raw: raw::Workload = self.read(node)?;
+        self.fill("workload", || serde_json::to_value(&raw).unwrap_or_default());
+        if raw.name.is_empty() {
+            self.error(raw.name.span, "the workload has an empty name", "name it, such as `orders`");
+        }
+        let path = |p: &Path| self.dir.join(p);
+        Some(TlsIdentity {
+            name: Arc::from(raw.name.value.as_str()),
+            cert: path(&raw.cert),
+            key: path(&raw.key),
+            ca: path(&raw.ca),
+        })
+    }
+
+    fn telemetry(&mut self, root: &Node) -> Telemetry {
+        let raw: raw::Telemetry = self.top(root, "telemetry");
+        let debug_header = http::HeaderName::try_from(raw.debug_header.as_str()).unwrap_or_else(|_| {
+            self.error(raw.debug_header.span, "this is not the name of a header field", HEADER_NAME);
+            http::HeaderName::from_static("x-onehop-debug")
+        });
+        if let Some(tracing) = &raw.tracing {
+            let uri = tracing.otlp.parse::<http::Uri>();
+            let good = uri.is_ok_and(|u| matches!(u.scheme_str(), Some("http" | "https")) && u.host().is_some());
+            if !good {
+                let help = "write the collector's address, such as `http://127.0.0.1:4317`";
+                self.error(tracing.otlp.span, "this is not the URL of a collector", help);
+            }
+        }
+        if raw.log.parse::<tracing_subscriber::EnvFilter>().is_err() {
+            self.error(raw.log.span, "this is not a log filter", "write `info`, `debug` or `onehop=debug,info`");
+        }
+        Telemetry {
+            access_log: raw.access_log.map(|l| AccessLog {
+                path: self.dir.join(l.path),
+                text: l.format == raw::LogFormat::Text,
+                sample: l.sample.0,
+            }),
+            tracing: raw.tracing.map(|t| Tracing {
+                otlp: t.otlp.value,
+                sample: t.sample.0,
+                service_name: t.service_name,
+                restart: t.restart,
+            }),
+            debug_header,
+            log: raw.log.value,
+        }
+    }
+
+    fn lifecycle(&mut self, root: &Node) -> Lifecycle {
+        let raw: raw::Lifecycle = self.top(root, "lifecycle");
+        Lifecycle { drain: raw.drain.0, unready: raw.unready.0, outbound_until_app_exits: raw.outbound_until_app_exits }
+    }
+
+    fn workers(&mut self, root: &Node) -> Option<usize> {
+        let raw: raw::Runtime = self.top(root, "runtime");
+        match &raw.workers.value {
+            Value::Str(s) if s == "auto" => None,
+            Value::Int(n @ 1..=1024) => usize::try_from(*n).ok(),
+            _ => {
+                let help = "write `auto` or a whole number from 1 to 1024";
+                self.error(raw.workers.span, "this is not a number of workers", help);
+                None
+            }
+        }
+    }
+
+    /// `ip:port` or `unix:///path`.
+    fn bind(&mut self, text: &onehop_filters::contract::Spot<String>) -> Option<Bind> {
+        if let Some(path) = text.strip_prefix("unix://") {
+            if path.starts_with('/') && path.len() > 1 {
+                return Some(Bind::Unix(PathBuf::from(path)));
+            }
+            self.error(text.span, "a unix socket needs an absolute path", "write `unix:///run/onehop.sock`");
+            return None;
+        }
+        match text.parse() {
+            Ok(addr) => Some(Bind::Tcp(addr)),
+            Err(_) => {
+                let help = "write `ip:port`, such as `0.0.0.0:8080` or `[::]:8080`, or `unix:///path`";
+                self.error(text.span, format!("`{}` is not an address to listen on", text.value), help);
+                None
+            }
+        }
+    }
+}
+
+const HEADER_NAME: &str = "letters, digits and `-`, such as `x-request-id`";
+
+/// SHA-256 of an API key.
+fn digest(key: &Secret, dir: &Path) -> Result<[u8; 32], (String, String)> {
+    let text = key.reveal(dir).map_err(|e| (e, "make the secret readable for this process".to_owned()))?;
+    let Some(hex) = text.strip_prefix("sha256:") else {
+        if text.is_empty() {
+            return Err(("an API key is empty".to_owned(), "write a key of at least 16 characters".to_owned()));
+        }
+        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, text.as_bytes());
+        return Ok(digest.as_ref().try_into().expect("SHA-256 has 32 bytes"));
+    };
+    let byte = |pair: &[u8]| std::str::from_utf8(pair).ok().and_then(|p| u8::from_str_radix(p, 16).ok());
+    let bytes: Option<Vec<u8>> = if hex.bytes().all(|b| b.is_ascii_hexdigit()) && hex.len() == 64 {
+        hex.as_bytes().chunks(2).map(byte).collect()
+    } else {
+        None
+    };
+    bytes.and_then(|b| b.try_into().ok()).ok_or_else(|| {
+        let help = "64 hex digits follow `sha256:`; make them with `printf %s KEY | sha256sum`";
+        ("this is not a SHA-256 digest".to_owned(), help.to_owned())
+    })
+}

@@ -1,0 +1,227 @@
+//! A request body as it arrives: counted, timed, and never silently short.
+
+use std::error::Error;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, Version, header};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use onehop_filters::contract::{BodyError, Fault, Reason};
+use tokio::time::{Instant, Sleep};
+
+/// Fields that mean nothing good in a trailer (RFC 9110 section 6.5.1): framing, routing, authentication, request
+/// modifiers, and what describes the content. They are dropped.
+const NOT_IN_TRAILERS: [HeaderName; 27] = [
+    header::AUTHORIZATION,
+    header::CACHE_CONTROL,
+    header::CONNECTION,
+    header::CONTENT_ENCODING,
+    header::CONTENT_LENGTH,
+    header::CONTENT_RANGE,
+    header::CONTENT_TYPE,
+    header::COOKIE,
+    header::EXPECT,
+    header::FORWARDED,
+    header::HOST,
+    header::IF_MATCH,
+    header::IF_MODIFIED_SINCE,
+    header::IF_NONE_MATCH,
+    header::IF_RANGE,
+    header::IF_UNMODIFIED_SINCE,
+    header::MAX_FORWARDS,
+    header::ORIGIN,
+    header::PRAGMA,
+    header::PROXY_AUTHORIZATION,
+    header::RANGE,
+    header::SET_COOKIE,
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    header::VIA,
+];
+/// Families of the same sort.
+const NOT_IN_TRAILERS_BY_PREFIX: [&str; 4] = ["x-forwarded-", "x-onehop-", "proxy-", "keep-alive"];
+
+/// hyper's request body with a limit and a clock. Its failures are [`Fault`]s of the client's side.
+#[derive(Debug)]
+pub struct Inbound {
+    incoming: Incoming,
+    http2: bool,
+    seen: u64,
+    limit: u64,
+    idle: Duration,
+    /// Made when the body first keeps us waiting.
+    sleep: Option<Pin<Box<Sleep>>>,
+    waiting: bool,
+    over: bool,
+    count: Option<Arc<AtomicU64>>,
+}
+
+impl Inbound {
+    /// Wraps the body of a request of this `version`. `limit`: bytes; `idle`: the longest wait between two frames, zero
+    /// for no limit.
+    #[must_use]
+    pub fn new(incoming: Incoming, version: Version, limit: Option<u64>, idle: Duration) -> Self {
+        let limit = limit.unwrap_or(u64::MAX);
+        let http2 = version == Version::HTTP_2;
+        Self { incoming, http2, seen: 0, limit, idle, sleep: None, waiting: false, over: false, count: None }
+    }
+
+    /// Refuses a body whose announced length is over the limit, before it is asked for.
+    ///
+    /// # Errors
+    /// [`Reason::BodyTooLarge`].
+    pub fn check(&self) -> Result<(), Fault> {
+        if self.incoming.size_hint().lower() > self.limit { Err(too_large()) } else { Ok(()) }
+    }
+
+    /// Shares the count of bytes received with whoever writes it down.
+    #[must_use]
+    pub fn counted(mut self, count: Arc<AtomicU64>) -> Self {
+        self.count = Some(count);
+        self
+    }
+
+    /// Bytes received so far.
+    #[must_use]
+    pub fn seen(&self) -> u64 {
+        self.seen
+    }
+
+    fn fail(&mut self, fault: Fault) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        self.over = true;
+        Poll::Ready(Some(Err(Box::new(fault))))
+    }
+
+    /// Whether the client has kept us waiting too long.
+    fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.idle.is_zero() {
+            return Poll::Pending;
+        }
+        let idle = self.idle;
+        let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep(idle)));
+        if !self.waiting {
+            self.waiting = true;
+            sleep.as_mut().reset(Instant::now() + idle);
+        }
+        sleep.as_mut().poll(cx)
+    }
+}
+
+fn too_large() -> Fault {
+    Fault::new(Reason::BodyTooLarge).by("edge")
+}
+
+impl Body for Inbound {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        if this.over {
+            return Poll::Ready(None);
+        }
+        if let Err(fault) = this.check() {
+            return this.fail(fault);
+        }
+        loop {
+            let frame = match Pin::new(&mut this.incoming).poll_frame(cx) {
+                Poll::Ready(frame) => frame,
+                Poll::Pending => {
+                    ready!(this.poll_idle(cx));
+                    return this.fail(Fault::new(Reason::BodyTimeout).by("edge"));
+                }
+            };
+            this.waiting = false;
+            let mut frame = match frame {
+                Some(Ok(frame)) => frame,
+                Some(Err(e)) => return this.fail(fault_of(&e)),
+                None => {
+                    this.over = true;
+                    // hyper reports an upload cut by RST_STREAM(NO_ERROR) as a clean end; only its end-of-stream flag,
+                    // which says nothing for chunked HTTP/1, tells the two apart.
+                    if this.http2 && !this.incoming.is_end_stream() {
+                        return this.fail(Fault::new(Reason::ClientGone).detail("the stream was reset").by("edge"));
+                    }
+                    return Poll::Ready(None);
+                }
+            };
+            if let Some(data) = frame.data_ref() {
+                // An empty frame says nothing, and peers count them.
+                if data.is_empty() {
+                    continue;
+                }
+                this.seen += data.len() as u64;
+                if let Some(count) = &this.count {
+                    count.fetch_add(data.len() as u64, Relaxed);
+                }
+                if this.seen > this.limit {
+                    return this.fail(too_large());
+                }
+            } else if let Some(trailers) = frame.trailers_mut() {
+                strip_trailers(trailers);
+            }
+            return Poll::Ready(Some(Ok(frame)));
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.over || self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
+}
+
+/// Drops the fields that may not be in a trailer.
+fn strip_trailers(trailers: &mut HeaderMap) {
+    for name in &NOT_IN_TRAILERS {
+        trailers.remove(name);
+    }
+    let by_prefix = |name: &&HeaderName| NOT_IN_TRAILERS_BY_PREFIX.iter().any(|p| name.as_str().starts_with(p));
+    let unwanted: Vec<HeaderName> = trailers.keys().filter(by_prefix).cloned().collect();
+    for name in unwanted {
+        trailers.remove(name);
+    }
+}
+
+/// Whose fault a failed read is: broken framing is a bad request, anything else a client that left.
+fn fault_of(error: &hyper::Error) -> Fault {
+    let mut cause = error.source();
+    while let Some(e) = cause {
+        if let Some(io) = e.downcast_ref::<io::Error>()
+            && matches!(io.kind(), io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput)
+        {
+            return Fault::new(Reason::BadFraming).detail("the chunked coding is broken").by("edge");
+        }
+        cause = e.source();
+    }
+    Fault::new(Reason::ClientGone).by("edge")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::HeaderValue;
+
+    #[test]
+    fn trailers_carry_nothing_that_steers() {
+        let mut trailers = HeaderMap::new();
+        for name in ["grpc-status", "x-checksum", "authorization", "host", "x-forwarded-for", "content-length"] {
+            trailers.insert(HeaderName::from_static(name), HeaderValue::from_static("1"));
+        }
+        strip_trailers(&mut trailers);
+        let mut left: Vec<_> = trailers.keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["grpc-status", "x-checksum"]);
+    }
+}

@@ -1,0 +1,311 @@
+//! The engine's own metrics: handles resolved when a configuration is compiled, so that a request counts by index.
+//!
+//! Labels are bounded: names from the configuration, status classes, reasons from a fixed table; never a path, a host
+//! or an address.
+
+use std::time::Duration;
+
+use http::StatusCode;
+use onehop_filters::contract::Reason;
+use onehop_filters::contract::metrics::{Counter, Gauge, Histogram, Registry};
+
+/// Values of the label `code`.
+const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+
+/// Index into [`CLASSES`]. A status outside 100..=599 counts with the server's errors.
+fn class(status: StatusCode) -> usize {
+    match status.as_u16() {
+        n @ 100..=599 => usize::from(n / 100 - 1),
+        _ => 4,
+    }
+}
+
+fn by_class(registry: &Registry, name: &'static str, help: &'static str, key: (&'static str, &str)) -> [Histogram; 5] {
+    CLASSES.map(|code| registry.histogram(name, help, &[key, ("code", code)]))
+}
+
+/// What is counted of the requests of one route.
+#[derive(Clone)]
+pub struct RouteMetrics {
+    duration: [Histogram; 5],
+    overhead: Histogram,
+    bytes_in: Counter,
+    bytes_out: Counter,
+}
+
+impl RouteMetrics {
+    /// Handles of the route of this name.
+    #[must_use]
+    pub fn new(registry: &Registry, route: &str) -> Self {
+        Self {
+            duration: by_class(
+                registry,
+                "http_server_request_duration_seconds",
+                "Time from the end of the request head to the end of the response, by route and status class.",
+                ("route", route),
+            ),
+            overhead: registry.fine_histogram(
+                "onehop_proxy_overhead_seconds",
+                "Time a request spent in this process: its duration without the time spent waiting for endpoints.",
+                &[("route", route)],
+            ),
+            bytes_in: registry.counter(
+                "onehop_request_body_bytes_total",
+                "Request body bytes received, by route.",
+                &[("route", route)],
+            ),
+            bytes_out: registry.counter(
+                "onehop_response_body_bytes_total",
+                "Response body bytes sent, by route.",
+                &[("route", route)],
+            ),
+        }
+    }
+
+    /// Counts a request that ended. `upstream` is the part of `duration` spent waiting for endpoints.
+    pub fn record(&self, status: StatusCode, duration: Duration, upstream: Duration) {
+        self.duration[class(status)].observe(duration);
+        self.overhead.observe(duration.saturating_sub(upstream));
+    }
+
+    /// Counts the bodies of a request that ended.
+    pub fn bodies(&self, bytes_in: u64, bytes_out: u64) {
+        self.bytes_in.add(bytes_in);
+        self.bytes_out.add(bytes_out);
+    }
+}
+
+/// How a try ended, as a label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// A response below 500.
+    Ok,
+    /// A response of 500 or above.
+    Error,
+    /// No connection.
+    Connect,
+    /// Too late.
+    Timeout,
+    /// The endpoint closed, reset or refused the stream.
+    Reset,
+    /// The endpoint broke the protocol.
+    Protocol,
+    /// Not sent: no endpoint, breaker open, queue full.
+    Refused,
+    /// The caller left, or another try won.
+    Cancelled,
+}
+
+impl Outcome {
+    const LABELS: [&str; 8] = ["ok", "error", "connect", "timeout", "reset", "protocol", "refused", "cancelled"];
+
+    /// Of a try that got a response head.
+    #[must_use]
+    pub fn of_status(status: StatusCode) -> Self {
+        if status.as_u16() < 500 { Self::Ok } else { Self::Error }
+    }
+
+    /// Of a try that failed.
+    #[must_use]
+    pub const fn of_reason(reason: Reason) -> Self {
+        match reason {
+            Reason::ConnectFailed | Reason::ConnectTimeout | Reason::TlsFailed => Self::Connect,
+            Reason::Deadline | Reason::TryTimeout | Reason::IdleTimeout => Self::Timeout,
+            Reason::RefusedStream | Reason::Reset | Reason::Truncated => Self::Reset,
+            Reason::BadResponse | Reason::ResponseTooLarge => Self::Protocol,
+            Reason::NoEndpoint
+            | Reason::NoHealthyEndpoint
+            | Reason::BreakerOpen
+            | Reason::PendingOverflow
+            | Reason::PendingTimeout => Self::Refused,
+            _ => Self::Cancelled,
+        }
+    }
+}
+
+/// What is counted of the tries against one service.
+#[derive(Clone)]
+pub struct ServiceMetrics {
+    duration: [Histogram; 5],
+    outcomes: [Counter; 8],
+    retries: Counter,
+    inflight: Gauge,
+}
+
+impl ServiceMetrics {
+    /// Handles of the service of this name.
+    #[must_use]
+    pub fn new(registry: &Registry, service: &str) -> Self {
+        let service = ("service", service);
+        Self {
+            duration: by_class(
+                registry,
+                "http_client_request_duration_seconds",
+                "Time from sending a try to the end of its response, by service and status class.",
+                service,
+            ),
+            outcomes: Outcome::LABELS.map(|outcome| {
+                registry.counter(
+                    "onehop_upstream_requests_total",
+                    "Tries by service and how they ended.",
+                    &[service, ("outcome", outcome)],
+                )
+            }),
+            retries: registry.counter("onehop_upstream_retries_total", "Tries after the first.", &[service]),
+            inflight: registry.gauge("onehop_upstream_inflight_requests", "Tries in flight.", &[service]),
+        }
+    }
+
+    /// Counts a try that ended. Its duration counts if there was a response.
+    pub fn record(&self, outcome: Outcome, response: Option<(StatusCode, Duration)>) {
+        self.outcomes[outcome as usize].inc();
+        if let Some((status, took)) = response {
+            self.duration[class(status)].observe(took);
+        }
+    }
+
+    /// Counts a try after the first.
+    pub fn retry(&self) {
+        self.retries.inc();
+    }
+
+    /// Tries in flight: add 1 and -1.
+    #[must_use]
+    pub const fn inflight(&self) -> &Gauge {
+        &self.inflight
+    }
+}
+
+/// What is counted of one listener.
+#[derive(Clone)]
+pub struct ListenerMetrics {
+    /// Connections open now: add 1 and -1.
+    pub open: Gauge,
+    /// Connections accepted.
+    pub accepted: Counter,
+    /// Connections closed at once, since a limit was reached.
+    pub refused: Counter,
+    /// TLS handshakes that failed.
+    pub tls_failed: Counter,
+}
+
+impl ListenerMetrics {
+    /// Handles of the listener of this name.
+    #[must_use]
+    pub fn new(registry: &Registry, listener: &str) -> Self {
+        let labels = &[("listener", listener)];
+        Self {
+            open: registry.gauge("onehop_connections", "Connections open, by listener.", labels),
+            accepted: registry.counter("onehop_connections_total", "Connections accepted, by listener.", labels),
+            refused: registry.counter(
+                "onehop_connections_refused_total",
+                "Connections closed at once because a limit was reached.",
+                labels,
+            ),
+            tls_failed: registry.counter("onehop_tls_handshake_failures_total", "TLS handshakes that failed.", labels),
+        }
+    }
+}
+
+/// What is counted once per process.
+#[derive(Clone)]
+pub struct EngineMetrics {
+    /// Requests between head and last byte: add 1 and -1.
+    pub inflight: Gauge,
+    /// Generation of the configuration in force; set from the control thread.
+    pub generation: Gauge,
+    /// Configurations put in force.
+    pub swaps: Counter,
+    /// Configurations that were refused.
+    pub swaps_rejected: Counter,
+    /// Time to compile and publish a configuration.
+    pub swap_duration: Histogram,
+    rejected: Vec<Counter>,
+}
+
+impl EngineMetrics {
+    /// Handles of the process.
+    #[must_use]
+    pub fn new(registry: &Registry) -> Self {
+        Self {
+            inflight: registry.gauge("onehop_inflight_requests", "Requests in flight.", &[]),
+            generation: registry.gauge("onehop_config_generation", "Generation of the configuration in force.", &[]),
+            swaps: registry.counter("onehop_config_swaps_total", "Configurations put in force.", &[]),
+            swaps_rejected: registry.counter("onehop_config_rejected_total", "Configurations refused.", &[]),
+            swap_duration: registry.histogram(
+                "onehop_config_swap_duration_seconds",
+                "Time to compile and publish a configuration.",
+                &[],
+            ),
+            rejected: Reason::ALL
+                .iter()
+                .map(|reason| {
+                    registry.counter(
+                        "onehop_requests_rejected_total",
+                        "Requests answered by this process instead of an endpoint, by reason.",
+                        &[("reason", reason.code())],
+                    )
+                })
+                .collect(),
+        }
+    }
+
+    /// Counts a request that got a fault for an answer (or none, as for a caller that left).
+    pub fn reject(&self, reason: Reason) {
+        // `Reason::ALL` is in the order of the variants.
+        self.rejected[reason as usize].inc();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observe::exposition::{Format, expose};
+
+    #[test]
+    fn requests_count_by_class() {
+        let registry = Registry::default();
+        let route = RouteMetrics::new(&registry, "orders");
+        for status in [200, 204, 404, 503, 999] {
+            let status = StatusCode::from_u16(status).expect("three digits");
+            route.record(status, Duration::from_millis(20), Duration::from_millis(19));
+        }
+        let text = expose(&registry, Format::Text);
+        let line =
+            |code, n| format!("http_server_request_duration_seconds_count{{route=\"orders\",code=\"{code}\"}} {n}\n");
+        for (code, n) in [("1xx", 0), ("2xx", 2), ("4xx", 1), ("5xx", 2)] {
+            assert!(text.contains(&line(code, n)), "{text}");
+        }
+        assert!(text.contains("onehop_proxy_overhead_seconds_bucket{route=\"orders\",le=\"0.0005\"} 0\n"), "{text}");
+        assert!(text.contains("onehop_proxy_overhead_seconds_bucket{route=\"orders\",le=\"0.001\"} 5\n"), "{text}");
+    }
+
+    #[test]
+    fn a_reload_keeps_what_was_counted() {
+        let registry = Registry::default();
+        ServiceMetrics::new(&registry, "stock").record(Outcome::Ok, None);
+        let again = ServiceMetrics::new(&registry, "stock");
+        again.record(Outcome::Ok, None);
+        assert_eq!(again.outcomes[Outcome::Ok as usize].value(), 2);
+    }
+
+    #[test]
+    fn every_reason_has_its_own_counter() {
+        let registry = Registry::default();
+        let engine = EngineMetrics::new(&registry);
+        for (n, &reason) in Reason::ALL.iter().enumerate() {
+            assert_eq!(reason as usize, n, "the table is in order");
+            engine.reject(reason);
+        }
+        assert!(engine.rejected.iter().all(|c| c.value() == 1));
+    }
+
+    #[test]
+    fn every_upstream_failure_has_a_word() {
+        for &reason in Reason::ALL {
+            let outcome = Outcome::of_reason(reason);
+            let upstream = reason.side() == onehop_filters::contract::Side::Upstream;
+            assert!(!upstream || !matches!(outcome, Outcome::Ok | Outcome::Refused | Outcome::Cancelled), "{reason}");
+        }
+    }
+}

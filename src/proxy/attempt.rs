@@ -1,0 +1,356 @@
+//! The mesh loop: admit, pick, send, judge, once per try.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use http_body::Body as _;
+use onehop_filters::contract::mesh::{Admit, Again, Endpoint, Judge, Pick, TryOutcome};
+use onehop_filters::contract::trail::Outcome;
+use onehop_filters::contract::{Body, Fault, Moment, Reason, RequestCx, Side, now};
+use smallvec::SmallVec;
+
+use super::exchange::{Exchange, Try};
+use super::headers::trace;
+use super::replay::Replay;
+use super::request::Wants;
+use super::{deadline, ledger};
+use crate::observe::metrics::Outcome as Counted;
+use crate::runtime::wheel;
+use crate::snapshot::cell::View;
+use crate::snapshot::service::Service;
+use crate::snapshot::{Fallback, Target};
+use crate::upstream::{Head, Io, Reply};
+
+/// A place at every gate of a service, and at an endpoint. Released when dropped: at the end of the response body.
+pub struct Admission {
+    view: Arc<View>,
+    target: usize,
+    /// Gates passed so far; a refusal at the third releases two.
+    passed: usize,
+    endpoint: Option<Arc<Endpoint>>,
+}
+
+impl Admission {
+    /// Passes the gates in order, waiting in their queues no longer than `until`.
+    async fn enter(view: &Arc<View>, target: usize, now: Moment, until: Moment) -> Result<Self, Fault> {
+        let mut place = Self { view: view.clone(), target, passed: 0, endpoint: None };
+        for gate in &*view.targets[target].service.gates {
+            match gate.admit(now) {
+                Admit::Yes => {}
+                Admit::No(fault) => return Err(fault),
+                Admit::Wait(queue) => match wheel::timeout(until, queue).await {
+                    Ok(admitted) => admitted?,
+                    Err(_) => return Err(Fault::new(Reason::Deadline).by("queue")),
+                },
+            }
+            place.passed += 1;
+        }
+        Ok(place)
+    }
+
+    fn service(&self) -> &Service {
+        &self.view.targets[self.target].service
+    }
+
+    /// Takes a place at an endpoint; false: a gate wants another one picked.
+    fn pick(&mut self, endpoint: Arc<Endpoint>, now: Moment) -> bool {
+        if !self.service().gates.iter().all(|g| g.picked(&endpoint, now)) {
+            return false;
+        }
+        endpoint.state.inflight.fetch_add(1, Relaxed);
+        endpoint.state.tries.fetch_add(1, Relaxed);
+        self.endpoint = Some(endpoint);
+        true
+    }
+
+    /// Tells everybody who learns from tries.
+    fn observe(&self, outcome: &TryOutcome<'_>, now: Moment) {
+        let Some(endpoint) = &self.endpoint else { return };
+        if outcome.result.as_ref().map_or(true, |(status, _)| status.is_server_error()) {
+            endpoint.state.failed.fetch_add(1, Relaxed);
+        }
+        let service = self.service();
+        service.balance.observe(endpoint, outcome, now);
+        for gate in &*service.gates {
+            gate.observe(endpoint, outcome, now);
+        }
+    }
+}
+
+impl Drop for Admission {
+    fn drop(&mut self) {
+        if let Some(endpoint) = &self.endpoint {
+            endpoint.state.inflight.fetch_sub(1, Relaxed);
+        }
+        for gate in self.service().gates[..self.passed].iter().rev() {
+            gate.release(self.endpoint.as_deref());
+        }
+    }
+}
+
+/// An answer, whoever made it.
+pub struct Got {
+    /// Status.
+    pub status: StatusCode,
+    /// Fields without hop-by-hop ones.
+    pub headers: HeaderMap,
+    /// Body.
+    pub body: Body,
+    /// The tunnel, if a switch of protocols was agreed.
+    pub upgraded: Option<Box<dyn Io>>,
+    /// A configured fallback, not an endpoint's answer.
+    pub made: bool,
+}
+
+/// Calls the service at this position, and its fallback if it fails.
+///
+/// # Errors
+/// The fault of the last try, or of the gate or balancer that allowed none.
+pub async fn forward(ex: &mut Exchange, wants: &Wants<'_>, position: usize) -> Result<Got, Fault> {
+    let fault = match tries(ex, wants, position).await {
+        Ok(reply) => return Ok(reply),
+        Err(fault) => fault,
+    };
+    let view = ex.view.clone();
+    match &view.targets[position].fallback {
+        // Only for failures that are not the caller's.
+        Some(fallback) if fault.reason.side() != Side::Client => {
+            let name = view.targets[position].service.name.clone();
+            ex.cx.trail.note("fallback", Outcome::Fallback, fault.reason.code(), 0, Duration::ZERO);
+            tracing::debug!(service = &*name, reason = fault.reason.code(), "fallback");
+            ex.tally.refused = Some((fault.reason, "fallback"));
+            match fallback {
+                Fallback::Respond(canned) => Ok(Got {
+                    status: canned.status,
+                    headers: canned.headers.clone(),
+                    body: Body::full(canned.body.clone()),
+                    upgraded: None,
+                    made: true,
+                }),
+                // One step only: a fallback's own fallback is not followed, so there can be no loop.
+                Fallback::Target(other) => tries(ex, wants, *other).await,
+            }
+        }
+        _ => Err(fault),
+    }
+}
+
+async fn tries(ex: &mut Exchange, wants: &Wants<'_>, position: usize) -> Result<Got, Fault> {
+    let view = ex.view.clone();
+    let target = &view.targets[position];
+    let service = &target.service;
+    ex.tally.target = Some(position);
+    let retry = &*service.retry;
+    let hash = service.balance.hash(&ex.cx);
+    let idempotent = idempotent(&ex.cx.method);
+    let has_body = !ex.cx.body.is_end_stream();
+    let replay = keep_body(&mut ex.cx.body, retry.attempts(), retry.body_limit());
+    let started = now();
+    retry.begin(started);
+    let mut tried: SmallVec<[u64; 4]> = SmallVec::new();
+    loop {
+        let begun = now();
+        if begun >= ex.cx.deadline {
+            return Err(Fault::new(Reason::Deadline).by("deadline"));
+        }
+        let mut place = Admission::enter(&view, position, begun, ex.cx.deadline).await?;
+        let begun = now();
+        let endpoint = pick(&mut place, service, begun, hash, &tried)?;
+        ex.tally.attempts += 1;
+        let tries = ex.tally.attempts;
+        ex.cx.trail.note("loadBalancer", Outcome::Pick, "", u64::from(tries), Duration::ZERO);
+        tried.push(endpoint.id);
+        if let Some(replay) = &replay {
+            ex.cx.body = replay.body();
+        }
+
+        let until = retry.per_try_timeout().map_or(ex.cx.deadline, |limit| ex.cx.deadline.min(begun + limit));
+        let span = if ex.cx.trace.sampled { super::seed() | 1 } else { ex.cx.trace.span };
+        let sent = send(ex, wants, target, &endpoint, until, span).await;
+        let ended = now();
+        let sent = sent.unwrap_or_else(|_elapsed| {
+            let reason = if until == ex.cx.deadline { Reason::Deadline } else { Reason::TryTimeout };
+            Err(Fault::new(reason).by("timeouts"))
+        });
+
+        let outcome = match &sent {
+            Ok(reply) => TryOutcome {
+                result: Ok((reply.status, &reply.headers)),
+                grpc: ledger::grpc_status(&reply.headers),
+                latency: ended.since(begun),
+            },
+            Err(fault) => TryOutcome { result: Err((fault.reason, fault.proof)), grpc: None, latency: ended.since(begun) },
+        };
+        place.observe(&outcome, ended);
+        target.metrics.record(counted(&outcome), outcome.result.as_ref().ok().map(|(status, _)| (*status, outcome.latency)));
+        ledger::note_try(ex, Try { span, started: begun, ended, endpoint: endpoint.clone(), result: match &sent {
+            Ok(reply) => Ok(reply.status),
+            Err(fault) => Err(fault.reason),
+        } });
+
+        let again = retry.attempts() != 0 && worth_asking(&outcome) && wants.upgrade.is_none();
+        if again {
+            let judge = Judge {
+                now: ended,
+                deadline: ex.cx.deadline,
+                tries,
+                idempotent,
+                // A body that was taken and not kept is gone; one that nobody took is still there.
+                replayable: replay.as_ref().map_or(!has_body || !ex.cx.body.is_end_stream(), Replay::possible),
+                outcome: &outcome,
+                seed: super::seed(),
+            };
+            match retry.judge(&judge) {
+                Again::After(pause) => {
+                    target.metrics.retry();
+                    ex.cx.trail.note("retry", Outcome::Retry, "", u64::from(tries), pause);
+                    ex.tally.retries.push(outcome.result.as_ref().map_or_else(|(reason, _)| reason.code(), |_| "status"));
+                    discard(sent);
+                    drop(place);
+                    ex.tally.endpoint = Some(endpoint);
+                    if !pause.is_zero() {
+                        tokio::time::sleep(pause).await;
+                    }
+                    continue;
+                }
+                Again::No(why) => ex.tally.retries.push(why),
+            }
+        }
+        if let Some(replay) = &replay {
+            replay.give_up();
+        }
+        ex.tally.endpoint = Some(endpoint);
+        ex.tally.upstream = ended.since(started);
+        ex.tally.head = ended;
+        let mut reply = sent?;
+        ex.tally.connect += reply.connect;
+        strip_load_report(&mut reply.headers);
+        ex.admission = Some(place);
+        let Reply { status, headers, body, upgraded, .. } = reply;
+        return Ok(Got { status, headers, body, upgraded, made: false });
+    }
+}
+
+/// ORCA load reports are between an endpoint and its balancer.
+fn strip_load_report(headers: &mut HeaderMap) {
+    static LOAD: HeaderName = HeaderName::from_static("endpoint-load-metrics");
+    if headers.contains_key(&LOAD) {
+        headers.remove(&LOAD);
+    }
+}
+
+/// Wraps the body so that it can be sent again, if another try may follow and there is a body.
+fn keep_body(body: &mut Body, retries: u32, limit: usize) -> Option<Replay> {
+    (retries != 0 && limit != 0 && !body.is_end_stream()).then(|| Replay::new(std::mem::take(body), limit))
+}
+
+fn counted(outcome: &TryOutcome<'_>) -> Counted {
+    match &outcome.result {
+        Ok((status, _)) => Counted::of_status(*status),
+        Err((reason, _)) => Counted::of_reason(*reason),
+    }
+}
+
+/// Spares the policy a call for a plain success.
+fn worth_asking(outcome: &TryOutcome<'_>) -> bool {
+    match &outcome.result {
+        Ok((status, _)) => status.as_u16() >= 400 || outcome.grpc.is_some_and(|code| code != 0),
+        Err(_) => true,
+    }
+}
+
+fn pick(
+    place: &mut Admission,
+    service: &Service,
+    now: Moment,
+    hash: Option<u64>,
+    tried: &[u64],
+) -> Result<Arc<Endpoint>, Fault> {
+    // A half-open endpoint's only probe may be taken between the pick and the claim: look again, a few times.
+    for _ in 0..4 {
+        let cx = Pick { now, seed: super::seed(), hash, tried };
+        let Some(endpoint) = service.pick(&cx) else { break };
+        if place.pick(endpoint.clone(), now) {
+            return Ok(endpoint);
+        }
+    }
+    let reason = if service.is_empty() { Reason::NoEndpoint } else { Reason::NoHealthyEndpoint };
+    Err(Fault::never_ran(reason).by("loadBalancer"))
+}
+
+async fn send(
+    ex: &mut Exchange,
+    wants: &Wants<'_>,
+    target: &Target,
+    endpoint: &Arc<Endpoint>,
+    until: Moment,
+    span: u64,
+) -> Result<Result<Reply, Fault>, wheel::Elapsed> {
+    let Exchange { cx, tally, .. } = ex;
+    let extra = extra(cx, wants, tally.attempts, until, span);
+    let host = match &cx.upstream_host {
+        Some(host) => host.as_bytes(),
+        None => cx.authority.as_str().as_bytes(),
+    };
+    let head = Head {
+        method: &cx.method,
+        target: &cx.target,
+        https: cx.https,
+        host,
+        headers: &cx.headers,
+        extra: &extra,
+        te_trailers: wants.te_trailers,
+        expect_continue: wants.expect_continue,
+        upgrade: wants.upgrade,
+        grpc: wants.grpc,
+    };
+    wheel::timeout(until, target.upstream.send(endpoint, &head, &mut cx.body, wants.informational)).await
+}
+
+/// What we add to the head of every try.
+fn extra(
+    cx: &RequestCx,
+    wants: &Wants<'_>,
+    attempt: u32,
+    until: Moment,
+    span: u64,
+) -> SmallVec<[(HeaderName, HeaderValue); 8]> {
+    let mut extra: SmallVec<[(HeaderName, HeaderValue); 8]> = SmallVec::new();
+    if cx.trace.trace_id != 0 {
+        extra.push((trace::TRACEPARENT, trace::format_parent(&cx.trace, span)));
+    }
+    if cx.deadline != Moment::MAX {
+        extra.push(deadline::field(wants.grpc, until.since(now())));
+    }
+    if attempt > 1 {
+        extra.push((super::ATTEMPT.clone(), HeaderValue::from(attempt)));
+    }
+    extra
+}
+
+/// RFC 9110 section 9.2.2.
+const fn idempotent(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE | Method::TRACE)
+}
+
+/// Reads a refused answer to its end if it is small, so that its connection can be used again.
+fn discard(sent: Result<Reply, Fault>) {
+    const SMALL: u64 = 16 << 10;
+    let Ok(reply) = sent else { return };
+    if reply.body.is_end_stream() || reply.body.size_hint().exact().is_none_or(|n| n > SMALL) {
+        return;
+    }
+    let mut body = reply.body;
+    tokio::spawn(async move {
+        let read = async { while let Some(Ok(_)) = http_body_util::BodyExt::frame(&mut body).await {} };
+        let _ = wheel::timeout(now() + Duration::from_secs(1), read).await;
+    });
+}
+
+/// Whether an answer streams without an end in sight: then only idle time bounds it.
+pub fn streams(status: StatusCode, headers: &HeaderMap, grpc: bool) -> bool {
+    grpc || status == StatusCode::SWITCHING_PROTOCOLS
+        || headers.get(header::CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(b"text/event-stream"))
+}

@@ -1,0 +1,497 @@
+//! The API loop: judge the head, match the route, run its chain, act, and walk back out.
+
+use std::sync::{Arc, LazyLock};
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version, header};
+use http_body::Body as _;
+use hyper::upgrade::OnUpgrade;
+use onehop_filters::contract::trail::{Outcome, Trail};
+use onehop_filters::contract::{
+    Body, Conn, Fault, Moment, Origin, Reason, RequestCx, ResponseCx, Step, Trace, Verdict, now,
+};
+use smallvec::SmallVec;
+
+use super::exchange::{Exchange, Outgoing, Tally};
+use super::head::{Admitted, admit};
+use super::headers::forwarded::Stamp;
+use super::headers::{legal, request_id, trace, via};
+use super::attempt::{self, Got};
+use super::{deadline, ledger, upgrade};
+use crate::edge::body::Inbound;
+use crate::edge::serve::Link;
+use crate::edge::tls::Acceptor;
+use crate::fault;
+use crate::observe::server_timing;
+use crate::route::{Candidate, Probe, rewrite};
+use crate::snapshot::cell::{Cell, View};
+use crate::snapshot::{Action, Listener, Route};
+
+/// What `Via` calls us (RFC 9110 section 7.6.3): no two processes share it, or a chain of them would look like a loop.
+static PSEUDONYM: LazyLock<String> = LazyLock::new(|| format!("onehop-{:08x}", request_id::draw() >> 32));
+const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
+
+/// What an attempt needs to know of the client's side.
+pub struct Wants<'a> {
+    /// The client accepts trailers.
+    pub te_trailers: bool,
+    /// The client waits for 100 before it sends the body.
+    pub expect_continue: bool,
+    /// The client asks for this protocol.
+    pub upgrade: Option<&'a HeaderValue>,
+    /// A gRPC request.
+    pub grpc: bool,
+    /// Passes 1xx answers on.
+    pub informational: Option<&'a (dyn Fn(StatusCode, HeaderMap) + Send + Sync)>,
+}
+
+/// Where requests come from: one per connection.
+pub struct Caller {
+    /// The connection.
+    pub conn: Arc<Conn>,
+    /// Its forwarding fields.
+    pub stamp: Stamp,
+    /// The TLS side of its listener: knows which names belong to the certificate that was shown.
+    pub tls: Option<Arc<Acceptor>>,
+}
+
+/// A request as the edge, or an embedding program, hands it over.
+pub struct Arrived {
+    /// Head.
+    pub parts: Parts,
+    /// Body.
+    pub body: Arriving,
+    /// The connection's own tools; none when embedded.
+    pub link: Option<Arc<Link>>,
+    /// The way to the raw connection, if the client asked for another protocol.
+    pub on_upgrade: Option<OnUpgrade>,
+}
+
+/// A request body whose limits are not known yet: they depend on the route.
+pub enum Arriving {
+    /// From a connection.
+    Wire(hyper::body::Incoming),
+    /// Made by the embedding program.
+    Made(Body),
+}
+
+/// Serves one request.
+pub async fn serve(cell: &Cell, caller: &Caller, arrived: Arrived) -> Response<Outgoing> {
+    let view = cell.view();
+    let started = now();
+    let Arrived { parts, body, link, on_upgrade } = arrived;
+    let raw = ledger::RawHead::of(&parts);
+    let Some(listener) = view.listener(&caller.conn.listener) else {
+        // The listener left with the last reload; its connections drain.
+        return ledger::refuse(&view, &caller.conn, &raw, started, &Fault::new(Reason::Draining).by("listener"));
+    };
+    let admitted = match admit(parts, &caller.conn, &listener.plan.limits, listener.plan.paths) {
+        Ok(admitted) => admitted,
+        Err(fault) => return ledger::refuse(&view, &caller.conn, &raw, started, &fault),
+    };
+    let length = admitted.content_length;
+    let mut rq = begin(&view, listener, caller, admitted, started);
+    rq.link = link;
+    rq.on_upgrade = on_upgrade;
+    take_body(&mut rq, listener, body, length);
+    run(rq).await
+}
+
+/// A request with its exchange.
+struct Request {
+    ex: Box<Exchange>,
+    te_trailers: bool,
+    expect_continue: bool,
+    upgrade: Option<HeaderValue>,
+    grpc: bool,
+    link: Option<Arc<Link>>,
+    on_upgrade: Option<OnUpgrade>,
+    /// Found out before the chain: refuses without running it.
+    doomed: Option<Fault>,
+}
+
+/// Settles everything about the request that does not depend on its route, then its route.
+fn begin(
+    view: &Arc<View>,
+    listener: &Listener,
+    caller: &Caller,
+    admitted: Admitted,
+    started: Moment,
+) -> Request {
+    let Admitted { method, version, authority, target, mut headers, te_trailers, expect_continue, upgrade, .. } =
+        admitted;
+    let plan = &listener.plan;
+    let conn = &caller.conn;
+    let believed = caller.stamp.believed();
+    let near = believed || conn.mesh;
+    let grpc = headers.get(header::CONTENT_TYPE).is_some_and(fault::is_grpc);
+    let debug = believed && headers.remove(&view.telemetry.debug_header).is_some();
+    let left = deadline::take(&mut headers, grpc);
+    let client = caller.stamp.apply(&mut headers, &authority);
+    let request_id = request_id::settle(&mut headers, near, request_id::draw);
+    let trace = trace_of(view, &headers, near);
+    let mut doomed = None;
+    if plan.via {
+        if via::is_loop(&headers, &PSEUDONYM) {
+            doomed = Some(Fault::new(Reason::LoopDetected).by("via"));
+        }
+        via::add(&mut headers, version, &PSEUDONYM);
+    }
+    if let Some(tls) = &caller.tls
+        && tls.misdirected(conn.tls.as_ref().and_then(|t| t.sni.as_deref()), authority.host())
+    {
+        doomed = Some(Fault::new(Reason::Misdirected).by("tls"));
+    }
+
+    let probe =
+        Probe { host: authority.host(), path: target.path(), query: target.query(), method: &method, headers: &headers };
+    let found = listener.table.lookup(&probe).map(|hit| (*hit.value, hit.covered));
+    let route = found.map_or(&view.unrouted, |(i, _)| &view.routes[i as usize]);
+    let left = left.filter(|_| near || route.inherit_deadline || grpc);
+    let mut cx = RequestCx {
+        conn: conn.clone(),
+        started,
+        method,
+        version,
+        https: client.https,
+        authority,
+        target,
+        headers,
+        body: Body::Empty,
+        client_ip: client.ip,
+        request_id,
+        route: route.info.clone(),
+        covered: found.map_or(0, |(_, covered)| covered),
+        user: None,
+        consumer: None,
+        workload: conn.tls.as_ref().and_then(|t| t.workload.clone()),
+        deadline: due(route, started, left),
+        trace,
+        upstream_host: None,
+        reply_headers: SmallVec::new(),
+        trail: Trail::default(),
+        dry_run: false,
+    };
+    cx.trail.timed = debug || trace.sampled;
+    let tally = Tally { debug, ..Tally::default() };
+    let ex = Box::new(Exchange { cx, view: view.clone(), route: found.map(|(i, _)| i), tally, admission: None });
+    Request { ex, te_trailers, expect_continue, upgrade, grpc, link: None, on_upgrade: None, doomed }
+}
+
+/// Continues the caller's trace, or begins one if there is anywhere to report it.
+fn trace_of(view: &View, headers: &HeaderMap, near: bool) -> Trace {
+    let carried = headers.contains_key(trace::TRACEPARENT) || headers.contains_key("b3") || headers.contains_key("x-b3-traceid");
+    let tracing = view.telemetry.tracing.as_ref();
+    if !carried && tracing.is_none() {
+        return Trace::default();
+    }
+    let restart = tracing.is_some_and(|t| t.restart) && !near;
+    trace::trace(headers, restart, tracing.map_or(0.0, |t| t.sample), request_id::draw)
+}
+
+/// Ties the body to the limits of the listener and the route.
+fn take_body(rq: &mut Request, listener: &Listener, body: Arriving, length: Option<u64>) {
+    let route = rq.ex.route.map(|i| &rq.ex.view.routes[i as usize]);
+    let limit = route.and_then(|r| r.body_limit).or(listener.plan.limits.body);
+    if let (Some(limit), Some(length)) = (limit, length)
+        && length > limit
+        && rq.doomed.is_none()
+    {
+        rq.doomed = Some(Fault::new(Reason::BodyTooLarge).by("limits"));
+    }
+    rq.ex.cx.body = match body {
+        Arriving::Wire(incoming) if incoming.is_end_stream() => Body::Empty,
+        Arriving::Wire(incoming) => {
+            let counted = Arc::new(AtomicU64::new(0));
+            rq.ex.tally.bytes_in = Some(counted.clone());
+            let idle = listener.plan.limits.body_idle_timeout;
+                Body::stream(Inbound::new(incoming, rq.ex.cx.version, limit, idle).counted(counted))
+        }
+        Arriving::Made(body) => body,
+    };
+}
+
+/// When everything must be over: the route's limit, or the caller's if that is sooner.
+fn due(route: &Route, started: Moment, left: Option<Duration>) -> Moment {
+    let limit = match (route.request_timeout, left) {
+        (Some(a), Some(b)) => a.min(b),
+        (Some(a), None) | (None, Some(a)) => a,
+        (None, None) => return Moment::MAX,
+    };
+    started + limit
+}
+
+async fn run(mut rq: Request) -> Response<Outgoing> {
+    let view = rq.ex.view.clone();
+    let route = rq.ex.route.map_or(&view.unrouted, |i| &view.routes[i as usize]);
+    let mut ran = 0;
+    let result = match rq.doomed.take() {
+        Some(fault) => Err(Box::new(fault)),
+        None => match chain(&mut rq.ex.cx, route, &mut ran).await {
+            Ok(None) => {
+                rq.ex.tally.chain_done = now();
+                act(&mut rq, route).await.map_err(Box::new)
+            }
+            Ok(Some(reply)) => Ok(Answer::made(*reply)),
+            Err(fault) => Err(fault),
+        },
+    };
+    let (mut rs, tunnel) = match result {
+        Ok(answer) => (answer.rs, answer.tunnel),
+        Err(fault) => (render(&mut rq.ex, &fault), None),
+    };
+    if route.answers {
+        back(&mut rq.ex, route, ran, &mut rs).await;
+    }
+    finish(rq, route, rs, tunnel)
+}
+
+/// Walks the chain in. `ran` counts the filters whose `on_request` was called.
+async fn chain(
+    cx: &mut RequestCx,
+    route: &Route,
+    ran: &mut usize,
+) -> Result<Option<Box<Response<Body>>>, Box<Fault>> {
+    for link in &*route.chain {
+        *ran += 1;
+        let begun = if cx.trail.timed { now() } else { Moment::ZERO };
+        let verdict = match link.filter.on_request(cx) {
+            Step::Done(verdict) => verdict,
+            Step::Wait(later) => later.await,
+        };
+        let took = if cx.trail.timed { now().since(begun) } else { Duration::ZERO };
+        match verdict {
+            Verdict::Next => cx.trail.note(link.name, Outcome::Pass, "", 0, took),
+            Verdict::Reply(reply) => {
+                cx.trail.note(link.name, Outcome::Reply, "", u64::from(reply.status().as_u16()), took);
+                return Ok(Some(reply));
+            }
+            Verdict::Fail(mut fault) => {
+                if fault.by.is_empty() {
+                    fault.by = link.name;
+                }
+                cx.trail.note(link.name, Outcome::Refuse, fault.reason.code(), 0, took);
+                return Err(fault);
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// Walks back out over the filters that ran. A fault here becomes the answer.
+async fn back(ex: &mut Exchange, route: &Route, ran: usize, rs: &mut ResponseCx) {
+    for link in route.chain[..ran].iter().rev().filter(|l| l.response) {
+        let verdict = match link.filter.on_response(&mut ex.cx, rs) {
+            Step::Done(verdict) => verdict,
+            Step::Wait(later) => later.await,
+        };
+        match verdict {
+            Verdict::Next => {}
+            Verdict::Reply(reply) => {
+                let (parts, body) = reply.into_parts();
+                *rs = ResponseCx { status: parts.status, headers: parts.headers, body, origin: Origin::Filter };
+            }
+            Verdict::Fail(mut fault) => {
+                if fault.by.is_empty() {
+                    fault.by = link.name;
+                }
+                *rs = render(ex, &fault);
+            }
+        }
+    }
+}
+
+struct Answer {
+    rs: ResponseCx,
+    tunnel: Option<upgrade::Tunnel>,
+}
+
+impl Answer {
+    fn made(reply: Response<Body>) -> Self {
+        let (parts, body) = reply.into_parts();
+        Self {
+            rs: ResponseCx { status: parts.status, headers: parts.headers, body, origin: Origin::Filter },
+            tunnel: None,
+        }
+    }
+}
+
+async fn act(rq: &mut Request, route: &Route) -> Result<Answer, Fault> {
+    match &route.action {
+        Action::Forward(split) => {
+            let target =
+                split.choose(super::seed()).ok_or_else(|| Fault::new(Reason::NoWeight).by("routes"))?;
+            call(rq, target).await
+        }
+        Action::Redirect(redirect) => {
+            let cx = &rq.ex.cx;
+            let asked = rewrite::Asked {
+                https: cx.https,
+                authority: &cx.authority,
+                target: &cx.target,
+                covered: cx.covered,
+            };
+            let (status, location) =
+                rewrite::redirect(asked, redirect).map_err(|_| Fault::new(Reason::BadPath).by("redirect"))?;
+            let mut reply = Response::new(Body::Empty);
+            *reply.status_mut() = status;
+            reply.headers_mut().insert(header::LOCATION, location);
+            Ok(Answer::made(reply))
+        }
+        Action::Respond(canned) => {
+            let mut reply = Response::new(Body::full(canned.body.clone()));
+            *reply.status_mut() = canned.status;
+            *reply.headers_mut() = canned.headers.clone();
+            Ok(Answer::made(reply))
+        }
+        Action::Nothing => Err(Fault::new(Reason::NoRoute).by("routes")),
+    }
+}
+
+async fn call(rq: &mut Request, target: usize) -> Result<Answer, Fault> {
+    let Request { ex, upgrade: wanted, link, on_upgrade, .. } = rq;
+    if let Some(protocol) = wanted
+        && !ex.cx.route.upgrades.iter().any(|u| u.as_bytes() == protocol.as_bytes())
+    {
+        return Err(Fault::new(Reason::UpgradeRefused).by("upgrades"));
+    }
+    let relay = link.as_ref().filter(|_| ex.cx.version == Version::HTTP_11).cloned();
+    let relay = relay.map(|link| {
+        move |status: StatusCode, headers: HeaderMap| {
+            link.informational(status, &headers);
+        }
+    });
+    let mut handshake = upgrade::Handshake::begin(&mut ex.cx, wanted.as_ref());
+    let wants = Wants {
+        te_trailers: rq.te_trailers,
+        expect_continue: rq.expect_continue,
+        upgrade: wanted.as_ref(),
+        grpc: rq.grpc,
+        informational: relay.as_ref().map(|f| f as &(dyn Fn(StatusCode, HeaderMap) + Send + Sync)),
+    };
+    let got = attempt::forward(ex, &wants, target).await?;
+    let Got { status, headers, body, upgraded, made } = got;
+    let origin = if made { Origin::Filter } else { Origin::Upstream };
+    let mut rs = ResponseCx { status, headers, body, origin };
+    let tunnel = match upgraded {
+        Some(io) => Some(handshake.accept(&mut rs, io, on_upgrade.take())?),
+        None => None,
+    };
+    Ok(Answer { rs, tunnel })
+}
+
+/// A fault as a response, with the fields that filters promised for any answer.
+fn render(ex: &mut Exchange, fault: &Fault) -> ResponseCx {
+    ex.tally.refused = Some((fault.reason, fault.by));
+    let asked = fault::Asked::of(&ex.cx.method, &ex.cx.headers, &ex.cx.request_id);
+    let (parts, body) = fault::response(fault, &asked).into_parts();
+    ResponseCx { status: parts.status, headers: parts.headers, body, origin: Origin::Fault }
+}
+
+/// Makes the head legal for the client's version, ties the exchange to the body, and starts a tunnel if one was agreed.
+fn finish(rq: Request, route: &Route, rs: ResponseCx, tunnel: Option<upgrade::Tunnel>) -> Response<Outgoing> {
+    let Request { mut ex, te_trailers, grpc, upgrade: wanted, .. } = rq;
+    let ResponseCx { status, mut headers, body, origin } = rs;
+    for (name, value) in ex.cx.reply_headers.drain(..) {
+        if name == header::VARY { headers.append(name, value) } else { headers.insert(name, value).is_some() };
+    }
+    if ex.tally.debug {
+        let total = Some(now().since(ex.cx.started));
+        headers.insert(SERVER_TIMING, server_timing::header(&ex.cx.trail, total));
+    }
+    if origin == Origin::Upstream && ex.view.listener(&ex.cx.conn.listener).is_some_and(|l| l.plan.via) {
+        via::add(&mut headers, Version::HTTP_11, &PSEUDONYM);
+    }
+    if origin == Origin::Fault || (origin == Origin::Filter && !headers.contains_key(&super::REQUEST_ID)) {
+        headers.insert(super::REQUEST_ID.clone(), ex.cx.request_id.clone());
+    }
+    let streams = attempt::streams(status, &headers, grpc);
+    let upgrade = wanted.as_ref().filter(|_| tunnel.is_some());
+    // An extended CONNECT goes on as a GET where the endpoint speaks HTTP/1.1; its client still waits for CONNECT's answer.
+    let extended = upgrade.is_some() && ex.cx.version == Version::HTTP_2;
+    let method = if extended { Method::CONNECT } else { ex.cx.method.clone() };
+    let to = legal::Recipient { method: &method, version: ex.cx.version, te_trailers, upgrade, connected: extended };
+    let (mut head, ()) = Response::new(()).into_parts();
+    head.status = status;
+    head.headers = headers;
+    let mut body = body;
+    match legal::response(&mut head, &body.size_hint(), to) {
+        Ok(legal::Fate::Send) => {}
+        Ok(legal::Fate::Omit | legal::Fate::Tunnel) => body = Body::Empty,
+        Err(fault) => {
+            let rs = render(&mut ex, &fault);
+            (head.status, head.headers, body) = (rs.status, rs.headers, rs.body);
+        }
+    }
+    ex.tally.status = head.status;
+    let idle = route.idle_timeout;
+    match tunnel {
+        Some(tunnel) => {
+            tunnel.start(ex, idle);
+            Response::from_parts(head, Outgoing::bare(Body::Empty))
+        }
+        None => Response::from_parts(head, Outgoing::new(body, ex, idle, streams)),
+    }
+}
+
+/// What would become of a request that nobody sends.
+pub struct Hypothetical {
+    /// The head would be refused.
+    pub refused: Option<Fault>,
+    /// Routes that were looked at, and why each won or lost.
+    pub candidates: Vec<Candidate<u32>>,
+    /// The route, a position in the snapshot.
+    pub route: Option<u32>,
+    /// A filter's own answer or refusal; `None`: the request goes through.
+    pub verdict: Option<String>,
+    /// What each filter decided.
+    pub trail: Trail,
+    /// The target as the filters left it.
+    pub target: String,
+}
+
+/// Runs the head, the route and the chain of a request without charging quotas or calling anybody.
+pub async fn hypothetical(view: &Arc<View>, listener: &Listener, caller: &Caller, parts: Parts) -> Hypothetical {
+    let mut found = Hypothetical {
+        refused: None,
+        candidates: Vec::new(),
+        route: None,
+        verdict: None,
+        trail: Trail::default(),
+        target: String::new(),
+    };
+    let admitted = match admit(parts, &caller.conn, &listener.plan.limits, listener.plan.paths) {
+        Ok(admitted) => admitted,
+        Err(fault) => {
+            found.refused = Some(fault);
+            return found;
+        }
+    };
+    let probe = Probe {
+        host: admitted.authority.host(),
+        path: admitted.target.path(),
+        query: admitted.target.query(),
+        method: &admitted.method,
+        headers: &admitted.headers,
+    };
+    found.candidates = listener.table.explain(&probe);
+    let mut rq = begin(view, listener, caller, admitted, now());
+    found.route = rq.ex.route;
+    found.refused = rq.doomed.take();
+    let cx = &mut rq.ex.cx;
+    cx.dry_run = true;
+    cx.trail.timed = true;
+    if let Some(route) = found.route.map(|i| &view.routes[i as usize]) {
+        let mut ran = 0;
+        found.verdict = match chain(cx, route, &mut ran).await {
+            Ok(None) => None,
+            Ok(Some(reply)) => Some(reply.status().to_string()),
+            Err(fault) => Some(format!("{} {fault}", fault.reason.status())),
+        };
+    }
+    found.trail = cx.trail.clone();
+    found.target = format!("{}{}", cx.authority, cx.target);
+    found
+}

@@ -1,0 +1,164 @@
+//! What an entry asks of a request besides host and literal path: path regex, method, fields, query.
+
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use regex::bytes::{Regex, RegexBuilder};
+
+use crate::config::plan::{Match, ValueMatch};
+
+/// What routing looks at.
+#[derive(Clone, Copy, Debug)]
+pub struct Probe<'a> {
+    /// Lower-case, without port.
+    pub host: &'a str,
+    /// Normalised (see [`super::path`]).
+    pub path: &'a str,
+    /// As received.
+    pub query: Option<&'a str>,
+    /// Method.
+    pub method: &'a Method,
+    /// Request fields.
+    pub headers: &'a HeaderMap,
+}
+
+/// A compiled regex may take this much memory, and as much again for its lazy DFA.
+const REGEX_SIZE_LIMIT: usize = 1 << 20;
+
+/// Compiles an anchored, linear-time regex. Bytes are matched as they are: `\w`, `.` and case folding mean ASCII.
+pub(super) fn regex(pattern: &str) -> Result<Regex, regex::Error> {
+    let build = |text: &str| {
+        RegexBuilder::new(text).unicode(false).size_limit(REGEX_SIZE_LIMIT).dfa_size_limit(REGEX_SIZE_LIMIT).build()
+    };
+    // Alone first: `a)|(b` would break out of the anchoring group and compile.
+    build(pattern)?;
+    build(&format!(r"\A(?:{pattern})\z"))
+}
+
+/// Conditions beyond host and path; all must hold.
+#[derive(Debug, Default)]
+pub(super) struct Conditions {
+    pub(super) methods: Vec<Method>,
+    pub(super) headers: Vec<(HeaderName, Value)>,
+    pub(super) query: Vec<(String, Value)>,
+}
+
+#[derive(Debug)]
+pub(super) enum Value {
+    Exact(Box<str>),
+    Regex(Box<Regex>),
+    Present,
+}
+
+impl Conditions {
+    /// `None` where nothing is asked.
+    pub(super) fn compile(rule: &Match) -> Result<Option<Self>, (String, regex::Error)> {
+        if rule.methods.is_empty() && rule.headers.is_empty() && rule.query.is_empty() {
+            return Ok(None);
+        }
+        let value = |v: &ValueMatch| {
+            Ok(match v {
+                ValueMatch::Exact(text) => Value::Exact(text.as_str().into()),
+                ValueMatch::Regex(pattern) => Value::Regex(Box::new(regex(pattern).map_err(|e| (pattern.clone(), e))?)),
+                ValueMatch::Present => Value::Present,
+            })
+        };
+        Ok(Some(Self {
+            methods: rule.methods.clone(),
+            headers: rule.headers.iter().map(|(n, v)| Ok((n.clone(), value(v)?))).collect::<Result<_, _>>()?,
+            query: rule.query.iter().map(|(n, v)| Ok((n.clone(), value(v)?))).collect::<Result<_, _>>()?,
+        }))
+    }
+
+    pub(super) fn hold(&self, probe: &Probe<'_>) -> bool {
+        self.failure(probe).is_none()
+    }
+
+    /// The first condition that does not hold.
+    pub(super) fn failure(&self, probe: &Probe<'_>) -> Option<Failure<'_>> {
+        if !self.methods.is_empty() && !self.methods.contains(probe.method) {
+            return Some(Failure::Method);
+        }
+        if let Some((name, _)) = self.headers.iter().find(|(name, value)| !header_holds(probe.headers, name, value)) {
+            return Some(Failure::Header(name));
+        }
+        let (name, _) = self.query.iter().find(|(name, value)| !query_holds(probe.query, name, value))?;
+        Some(Failure::Query(name))
+    }
+}
+
+pub(super) enum Failure<'a> {
+    Method,
+    Header(&'a HeaderName),
+    Query(&'a str),
+}
+
+/// A repeated field matches if one of its lines does, or all of them joined with `,` (RFC 9110 section 5.2): upstreams
+/// read it either way, and so does the Gateway API.
+fn header_holds(headers: &HeaderMap, name: &HeaderName, wanted: &Value) -> bool {
+    let mut lines = headers.get_all(name).iter();
+    let Some(first) = lines.next() else { return false };
+    let single = lines.next().is_none();
+    let all = || headers.get_all(name).iter();
+    match wanted {
+        Value::Present => true,
+        Value::Exact(text) if single => first.as_bytes() == text.as_bytes(),
+        Value::Regex(regex) if single => regex.is_match(first.as_bytes()),
+        Value::Exact(text) => {
+            all().any(|line| line.as_bytes() == text.as_bytes()) || joined_equals(all(), text.as_bytes())
+        }
+        Value::Regex(regex) => {
+            all().any(|line| regex.is_match(line.as_bytes())) || {
+                let lines: Vec<&[u8]> = all().map(HeaderValue::as_bytes).collect();
+                regex.is_match(&lines.join(&b','))
+            }
+        }
+    }
+}
+
+fn joined_equals<'a>(lines: impl Iterator<Item = &'a HeaderValue>, wanted: &[u8]) -> bool {
+    let mut rest = wanted;
+    for (n, line) in lines.enumerate() {
+        let tail = if n == 0 { Some(rest) } else { rest.strip_prefix(b",") };
+        match tail.and_then(|t| t.strip_prefix(line.as_bytes())) {
+            Some(tail) => rest = tail,
+            None => return false,
+        }
+    }
+    rest.is_empty()
+}
+
+/// The first parameter of this name counts, percent-decoded; `+` is a plus.
+fn query_holds(query: Option<&str>, name: &str, wanted: &Value) -> bool {
+    let Some(found) = query.and_then(|q| {
+        q.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, ""))).find(|(key, _)| decodes_to(key, name))
+    }) else {
+        return false;
+    };
+    match wanted {
+        Value::Present => true,
+        Value::Exact(text) => decodes_to(found.1, text),
+        Value::Regex(regex) if found.1.contains('%') => regex.is_match(&decode(found.1).collect::<Vec<u8>>()),
+        Value::Regex(regex) => regex.is_match(found.1.as_bytes()),
+    }
+}
+
+fn decodes_to(raw: &str, wanted: &str) -> bool {
+    raw == wanted || (raw.contains('%') && decode(raw).eq(wanted.bytes()))
+}
+
+/// Percent-decoded bytes; a broken escape stands for itself.
+fn decode(raw: &str) -> impl Iterator<Item = u8> {
+    let hex = |b: Option<&u8>| b.and_then(|b| char::from(*b).to_digit(16)).and_then(|d| u8::try_from(d).ok());
+    let bytes = raw.as_bytes();
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        let byte = *bytes.get(at)?;
+        if byte == b'%'
+            && let (Some(high), Some(low)) = (hex(bytes.get(at + 1)), hex(bytes.get(at + 2)))
+        {
+            at += 3;
+            return Some(high << 4 | low);
+        }
+        at += 1;
+        Some(byte)
+    })
+}

@@ -1,0 +1,365 @@
+//! Plan to snapshot: every filter is built, every name becomes a position, and what must outlive the config is taken
+//! from the estate. Nothing here changes the running system; errors leave no trace.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use onehop_filters::contract::entry::CheckTls;
+use onehop_filters::contract::metrics::Registry;
+use onehop_filters::contract::principal::{Consumer, Plan as ConsumerPlan};
+use onehop_filters::contract::{
+    Build, ConfigError, Directory, Entry, Filter, Node, Phase, Role, RouteInfo, RouteView, Span,
+};
+
+use rustls_pki_types::ServerName;
+
+use super::estate::Staging;
+use super::service::Service;
+use super::{Action, Fallback, Link, Listener, Route, Snapshot, Split, Target};
+use crate::config::plan::{self, Plan};
+use crate::observe::access_log::AccessLog;
+use crate::observe::metrics::{EngineMetrics, RouteMetrics, ServiceMetrics};
+use crate::observe::spans::Tracer;
+use crate::route::{RouteSpec, Table};
+use crate::upstream::{self, Upstream, tls::ClientTls};
+
+/// What compiling needs beside the plan.
+pub struct Compiler<'a, 'e> {
+    /// Every filter there is.
+    pub entries: &'a [Entry],
+    /// Metrics of the process.
+    pub metrics: &'a Arc<Registry>,
+    /// What is counted once per process.
+    pub engine: &'a EngineMetrics,
+    /// What outlives configs.
+    pub staging: &'a mut Staging<'e>,
+    /// Where exporters run.
+    pub control: &'a tokio::runtime::Handle,
+}
+
+/// Compiles a plan.
+///
+/// # Errors
+/// Everything that is wrong with it, each with its place.
+pub fn compile(compiler: &mut Compiler<'_, '_>, plan: &Plan, generation: u64) -> Result<Snapshot, Vec<ConfigError>> {
+    let mut errors = Vec::new();
+    let directory = directory(compiler, plan, &mut errors);
+    let targets = targets(compiler, plan, &directory, &mut errors);
+    let routes = routes(compiler, plan, &directory, &mut errors);
+    let listeners = listeners(plan, &mut errors);
+    let logs = telemetry(compiler, plan).map_err(|e| errors.push(e)).ok();
+    let (Some((access_log, tracer)), true) = (logs, errors.is_empty()) else { return Err(errors) };
+    Ok(Snapshot {
+        generation,
+        hash: plan.hash,
+        listeners,
+        routes,
+        targets,
+        unrouted: unrouted(compiler.metrics),
+        engine: compiler.engine.clone(),
+        access_log,
+        tracer,
+        telemetry: plan.telemetry.clone(),
+        lifecycle: plan.lifecycle.clone(),
+        directory,
+        source: plan.source.clone(),
+    })
+}
+
+impl Compiler<'_, '_> {
+    fn build<'b>(&'b mut self, plan: &Plan, directory: &'b Directory, scope: String, span: Span) -> Build<'b> {
+        Build {
+            scope,
+            span,
+            dir: plan.dir.clone(),
+            directory,
+            metrics: self.metrics.clone(),
+            keeper: &mut *self.staging,
+        }
+    }
+
+    fn entry(&self, name: &str, wanted: fn(&Role) -> bool) -> Option<&Entry> {
+        self.entries.iter().find(|e| e.name == name && wanted(&e.role))
+    }
+}
+
+fn directory(compiler: &mut Compiler<'_, '_>, plan: &Plan, errors: &mut Vec<ConfigError>) -> Directory {
+    let mut directory = Directory::default();
+    for (name, p) in &plan.plans {
+        let made = ConsumerPlan { name: name.as_str().into(), priority: p.priority, sections: p.sections.clone() };
+        directory.plans.insert(name.clone(), Arc::new(made));
+    }
+    for (name, c) in &plan.consumers {
+        let consumer = Arc::new(Consumer {
+            name: name.as_str().into(),
+            plan: c.plan.as_ref().and_then(|p| directory.plans.get(p).cloned()),
+            scopes: c.scopes.iter().map(|s| s.as_str().into()).collect(),
+        });
+        for key in &c.api_keys {
+            directory.api_keys.insert(*key, consumer.clone());
+        }
+        directory.consumers.insert(name.clone(), consumer);
+    }
+    let mut identities = BTreeMap::new();
+    for (name, (kind, node)) in &plan.identities {
+        let Some(Entry { role: Role::Identity(build), .. }) =
+            compiler.entry(kind, |r| matches!(r, Role::Identity(_))).copied()
+        else {
+            errors.push(ConfigError::at(node.span, format!("there is no identity kind `{kind}`")));
+            continue;
+        };
+        match build(node, &mut compiler.build(plan, &directory, format!("identities.{name}"), node.span)) {
+            Ok(made) => {
+                identities.insert(name.clone(), made);
+            }
+            Err(e) => errors.push(e),
+        }
+    }
+    directory.identities = identities;
+    directory
+}
+
+fn targets(
+    compiler: &mut Compiler<'_, '_>,
+    plan: &Plan,
+    directory: &Directory,
+    errors: &mut Vec<ConfigError>,
+) -> Vec<Target> {
+    let mut targets = Vec::with_capacity(plan.services.len());
+    for service in plan.services.values() {
+        match target(compiler, plan, directory, service) {
+            Ok(made) => targets.push(made),
+            Err(e) => errors.push(e),
+        }
+    }
+    targets
+}
+
+fn target(
+    compiler: &mut Compiler<'_, '_>,
+    plan: &Plan,
+    directory: &Directory,
+    service: &plan::Service,
+) -> Result<Target, ConfigError> {
+    let entries = compiler.entries;
+    let metrics = compiler.metrics.clone();
+    let tls = match &service.tls {
+        Some(tls) => Some(client_tls(compiler, plan, directory, service, tls)?),
+        None => None,
+    };
+    let mut build = compiler.build(plan, directory, format!("services.{}", service.name), service.span);
+    let upstream = connections(&mut build, service, tls.as_ref());
+    let default = default_name(&service.discover.1).and_then(|n| ServerName::try_from(n).ok());
+    let check_tls = tls.as_ref().and_then(|(tls, _)| {
+        let nowhere = onehop_filters::contract::mesh::Address::Tcp(SocketAddr::from(([127, 0, 0, 1], 0)));
+        Some(CheckTls { config: tls.config(), name: tls.server_name(default.as_ref(), &nowhere).ok()? })
+    });
+    let made = Service::build(service, entries, &mut build, check_tls)?;
+    let upstream_of_removed = Arc::downgrade(&upstream);
+    made.cluster.on_removed(move |endpoint| {
+        if let Some(upstream) = upstream_of_removed.upgrade() {
+            upstream.forget(endpoint.id);
+        }
+    });
+    let fallback = service.fallback.as_ref().and_then(|f| match f {
+        plan::Fallback::Respond(canned) => Some(Fallback::Respond(canned.clone())),
+        plan::Fallback::Service(name) => position(plan, name).map(Fallback::Target),
+    });
+    Ok(Target { service: made, upstream, fallback, metrics: ServiceMetrics::new(&metrics, &service.name) })
+}
+
+/// Services are compiled in the order of their names; a position is the rank of the name.
+fn position(plan: &Plan, name: &str) -> Option<usize> {
+    plan.services.keys().position(|n| n == name)
+}
+
+/// Client certificates are read anew at each load; the same content gives the same object, sessions included.
+fn client_tls(
+    compiler: &mut Compiler<'_, '_>,
+    plan: &Plan,
+    directory: &Directory,
+    service: &plan::Service,
+    tls: &plan::UpstreamTls,
+) -> Result<(Arc<ClientTls>, String), ConfigError> {
+    let wrong = |e| ConfigError::at(service.span, format!("service `{}`: tls: {e}", service.name));
+    let shape = upstream::tls::shape(tls, plan.workload.as_ref()).map_err(wrong)?;
+    let made = ClientTls::build(tls, plan.workload.as_ref()).map_err(wrong)?;
+    let mut build = compiler.build(plan, directory, format!("services.{}", service.name), service.span);
+    Ok((build.keep("tls", &shape, || made), shape))
+}
+
+/// The host name that discovery starts from, for SNI when none is configured.
+fn default_name(section: &Node) -> Option<String> {
+    let text = match &section.value {
+        onehop_filters::contract::section::Value::Str(s) => s.as_str(),
+        onehop_filters::contract::section::Value::Map(_) => match &section.get("name")?.value {
+            onehop_filters::contract::section::Value::Str(s) => s.as_str(),
+            _ => return None,
+        },
+        onehop_filters::contract::section::Value::Seq(items) => match &items.first()?.value {
+            onehop_filters::contract::section::Value::Str(s) => s.as_str(),
+            _ => return None,
+        },
+        _ => return None,
+    };
+    let host = text.rsplit_once(':').map_or(text, |(host, _)| host);
+    (!host.is_empty() && !host.contains('/')).then(|| host.trim_matches(['[', ']']).to_owned())
+}
+
+fn connections(build: &mut Build<'_>, service: &plan::Service, tls: Option<&(Arc<ClientTls>, String)>) -> Arc<Upstream> {
+    let settings = upstream::Settings {
+        service: service.name.clone(),
+        protocol: service.protocol,
+        tls: tls.map(|(tls, _)| tls.clone()),
+        connect_timeout: service.connect_timeout,
+        pool_idle: service.pool_idle,
+        default_name: default_name(&service.discover.1).and_then(|n| ServerName::try_from(n).ok()),
+        ..upstream::Settings::new(service.name.clone())
+    };
+    let shape = format!("{:?} {}", service.protocol, tls.map_or("", |(_, shape)| shape));
+    let kept = build.keep("upstream", &shape, || Upstream::new(settings.clone()));
+    let adjusted = kept.clone();
+    build.at_publish(move || adjusted.adjust(settings));
+    kept
+}
+
+fn routes(
+    compiler: &mut Compiler<'_, '_>,
+    plan: &Plan,
+    directory: &Directory,
+    errors: &mut Vec<ConfigError>,
+) -> Vec<Route> {
+    let mut routes = Vec::with_capacity(plan.routes.len());
+    for route in &plan.routes {
+        match chain(compiler, plan, directory, route) {
+            Ok(chain) => routes.push(Route {
+                info: Arc::new(RouteInfo {
+                    name: route.name.clone(),
+                    upgrades: route.upgrades.clone(),
+                    prefixes: prefixes(route),
+                }),
+                answers: chain.iter().any(|l| l.response),
+                chain,
+                request_timeout: route.request_timeout,
+                idle_timeout: route.idle_timeout,
+                body_limit: route.body_limit,
+                inherit_deadline: route.inherit_deadline,
+                action: action(plan, &route.action),
+                metrics: RouteMetrics::new(compiler.metrics, &route.name),
+            }),
+            Err(mut found) => errors.append(&mut found),
+        }
+    }
+    routes
+}
+
+fn prefixes(route: &plan::Route) -> Vec<String> {
+    route
+        .matches
+        .iter()
+        .filter_map(|m| match &m.path {
+            Some(plan::PathMatch::Prefix(p)) => Some(p.clone()),
+            _ => None,
+        })
+        .collect()
+}
+
+fn action(plan: &Plan, action: &plan::Action) -> Action {
+    match action {
+        plan::Action::Forward(to) => {
+            let targets: Vec<(usize, u32)> =
+                to.iter().filter_map(|(name, weight)| Some((position(plan, name)?, *weight))).collect();
+            Action::Forward(Split::new(&targets))
+        }
+        plan::Action::Redirect(redirect) => Action::Redirect(redirect.clone()),
+        plan::Action::Respond(canned) => Action::Respond(canned.clone()),
+    }
+}
+
+/// Builds the filters of a route in the order of their phases, which is not the user's to get wrong.
+fn chain(
+    compiler: &mut Compiler<'_, '_>,
+    plan: &Plan,
+    directory: &Directory,
+    route: &plan::Route,
+) -> Result<Box<[Link]>, Vec<ConfigError>> {
+    let keys: Vec<&str> = route.filters.iter().map(|(k, _)| k.as_str()).collect();
+    let view = RouteView { name: &route.name, keys: &keys };
+    let mut found: Vec<(Phase, &'static str, Arc<dyn Filter>)> = Vec::new();
+    let mut errors = Vec::new();
+    let entries = compiler.entries;
+    for entry in entries {
+        let Role::Api { phase, implied, build } = entry.role else { continue };
+        let section = route.filters.iter().find(|(k, _)| k == entry.name).map(|(_, node)| node);
+        if section.is_none() && !implied(&view, directory) {
+            continue;
+        }
+        let span = section.map_or(route.span, |n| n.span);
+        match build(section, &mut compiler.build(plan, directory, format!("routes.{}", route.name), span)) {
+            Ok(filter) => found.push((phase, entry.name, filter)),
+            Err(e) => errors.push(e),
+        }
+    }
+    if !errors.is_empty() {
+        return Err(errors);
+    }
+    found.sort_by_key(|(phase, name, _)| (*phase, *name));
+    let links = found.into_iter().map(|(_, name, filter)| Link { name, response: filter.needs().response, filter });
+    Ok(links.collect())
+}
+
+fn listeners(plan: &Plan, errors: &mut Vec<ConfigError>) -> Vec<Listener> {
+    let mut listeners = Vec::with_capacity(plan.listeners.len());
+    for (name, listener) in &plan.listeners {
+        let mine = plan.routes.iter().zip(0u32..).filter(|(r, _)| {
+            r.listeners.as_ref().is_none_or(|names| names.iter().any(|n| n == name))
+        });
+        match Table::build(mine.map(|(route, i)| (RouteSpec::from(route), i))) {
+            Ok(table) => listeners.push(Listener { plan: listener.clone(), table }),
+            Err(e) => errors.push(ConfigError::at(listener.span, e.to_string())),
+        }
+    }
+    listeners
+}
+
+fn unrouted(metrics: &Registry) -> Route {
+    Route {
+        info: Arc::new(RouteInfo { name: "".into(), upgrades: Vec::new(), prefixes: Vec::new() }),
+        chain: Box::new([]),
+        answers: false,
+        request_timeout: None,
+        idle_timeout: None,
+        body_limit: None,
+        inherit_deadline: false,
+        action: Action::Nothing,
+        metrics: RouteMetrics::new(metrics, ""),
+    }
+}
+
+type Sinks = (Option<Arc<AccessLog>>, Option<Arc<Tracer>>);
+
+fn telemetry(compiler: &mut Compiler<'_, '_>, plan: &Plan) -> Result<Sinks, ConfigError> {
+    let metrics = compiler.metrics.clone();
+    let control = compiler.control.clone();
+    let directory = Directory::default();
+    let mut build = compiler.build(plan, &directory, "telemetry".to_owned(), plan.source.span);
+    let log = match &plan.telemetry.access_log {
+        Some(log) => {
+            // Opened here, so that a log that cannot be written is an error of the config; kept by what it is.
+            let opened = AccessLog::open(log, &metrics)
+                .map_err(|e| ConfigError::at(plan.source.span, format!("access log {}: {e}", log.path.display())))?;
+            Some(build.keep("accessLog", &format!("{log:?}"), || opened))
+        }
+        None => None,
+    };
+    let tracer = match &plan.telemetry.tracing {
+        Some(tracing) => {
+            let made = Tracer::new(tracing, &metrics, &control)
+                .map_err(|e| ConfigError::at(plan.source.span, format!("tracing: {e}")))?;
+            Some(build.keep("tracing", &format!("{tracing:?}"), || made))
+        }
+        None => None,
+    };
+    Ok((log, tracer))
+}

@@ -1,0 +1,81 @@
+//! The task that moves a connection's frames and pings a peer that has gone quiet under load.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::client::Connection;
+use h2::{Ping, PingPong};
+use tokio::sync::watch;
+use tokio::time::{Sleep, sleep};
+
+use super::session::State;
+use crate::upstream::dial::Wire;
+use crate::upstream::pool::Open;
+
+/// A connection with streams on it is pinged this often.
+const PING_EVERY: Duration = Duration::from_secs(30);
+/// Without a pong for this long the connection is dead, and its streams with it.
+const PONG_WITHIN: Duration = Duration::from_secs(20);
+
+/// Runs until the connection has ended.
+pub(super) async fn drive(
+    mut connection: Connection<Wire, Bytes>,
+    state: Arc<State>,
+    settled: watch::Sender<bool>,
+    open: Open,
+) {
+    let mut pulse = connection.ping_pong().map(Pulse::new);
+    std::future::poll_fn(|cx| {
+        if Pin::new(&mut connection).poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        match &mut pulse {
+            Some(pulse) => pulse.poll(cx, &state, &settled),
+            None => Poll::Pending,
+        }
+    })
+    .await;
+    state.close();
+    drop(open);
+}
+
+struct Pulse {
+    pings: PingPong,
+    timer: Pin<Box<Sleep>>,
+    waiting: bool,
+}
+
+impl Pulse {
+    /// The first ping goes out with the preface: its pong proves that the peer's settings were read before it.
+    fn new(mut pings: PingPong) -> Self {
+        let waiting = pings.send_ping(Ping::opaque()).is_ok();
+        Self { pings, timer: Box::pin(sleep(PONG_WITHIN)), waiting }
+    }
+
+    /// Ready: the peer is dead.
+    fn poll(&mut self, cx: &mut Context<'_>, state: &State, settled: &watch::Sender<bool>) -> Poll<()> {
+        loop {
+            if self.waiting && self.pings.poll_pong(cx).is_ready() {
+                self.waiting = false;
+                settled.send_replace(true);
+                self.timer.set(sleep(PING_EVERY));
+            }
+            if self.timer.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            if self.waiting {
+                return Poll::Ready(());
+            }
+            if state.streams() > 0 {
+                self.waiting = self.pings.send_ping(Ping::opaque()).is_ok();
+                self.timer.set(sleep(PONG_WITHIN));
+            } else {
+                self.timer.set(sleep(PING_EVERY));
+            }
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! One request and its answer on a stream.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use h2::client::ResponseFuture;
+use h2::ext::Protocol;
+use h2::{Reason as Code, RecvStream};
+use http::header::{self, HeaderMap, HeaderValue};
+use http::uri::{Authority, Scheme};
+use http::{Method, Request, Response, StatusCode, Uri, Version};
+use onehop_filters::contract::{Body, Fault, Proof, Reason};
+
+use super::body::Incoming;
+use super::pump::Pump;
+use super::session::{Lease, Session};
+use super::tunnel::Tunnel;
+use crate::upstream::h1::encode;
+use crate::upstream::h1::upload::Coding;
+use crate::upstream::{Head, Informational, Reply, bad};
+
+/// Interim answers before the final one.
+const MAX_INTERIM: u32 = 100;
+
+/// A failed exchange.
+pub(in crate::upstream) struct Failed {
+    pub fault: Fault,
+    /// It was the session, which was closing under us: another one may take the request.
+    pub moved: bool,
+}
+
+/// Sends a request as a stream of this session. The body is taken only if it streams, and put back if the exchange
+/// fails before any of it was asked for.
+pub(in crate::upstream) async fn send(
+    session: &Arc<Session>,
+    head: &Head<'_>,
+    body: &mut Body,
+    informational: Informational<'_>,
+    patience: Duration,
+) -> Result<Reply, Failed> {
+    let still = |fault| Failed { fault, moved: false };
+    if head.upgrade.is_some() && !session.extended_connect(patience).await {
+        return Err(still(
+            Fault::never_ran(Reason::BadResponse).detail("the endpoint does not take extended CONNECT").by("upstream"),
+        ));
+    }
+    let coding = Coding::of(head.method, body, head.upgrade.is_some());
+    let empty = matches!(coding, Coding::None | Coding::Length(0));
+    let hold = head.expect_continue && !empty;
+    let request = request(head, coding, hold).map_err(still)?;
+
+    let mut sender = session.sender();
+    let lease = session.lease();
+    let gone = |e: &h2::Error| {
+        session.close();
+        Failed { fault: Fault { proof: Proof::NeverRan, ..fault(e) }, moved: true }
+    };
+    std::future::poll_fn(|cx| sender.poll_ready(cx)).await.map_err(|e| gone(&e))?;
+    // A tunnel's stream stays open on our side.
+    let ended = empty && head.upgrade.is_none();
+    // An error here means that the stream was never opened.
+    let (response, stream) = sender.send_request(request, ended).map_err(|e| gone(&e))?;
+
+    let streams = matches!(body, Body::Stream(_));
+    let sent = match body {
+        Body::Empty => Body::Empty,
+        Body::Full(bytes) => Body::Full(bytes.clone()),
+        Body::Stream(_) => std::mem::take(body),
+    };
+    let mut call = Call { response, pump: Pump::new(sent, stream, hold, empty), interim: 0 };
+    match std::future::poll_fn(|cx| call.poll(cx, informational)).await {
+        Ok(response) => reply(head, response, call.pump, lease).map_err(still),
+        Err(fault) => {
+            if streams && let (Some(whole), _) = call.pump.into_parts() {
+                *body = whole;
+            }
+            Err(still(fault))
+        }
+    }
+}
+
+struct Call {
+    response: ResponseFuture,
+    pump: Pump,
+    interim: u32,
+}
+
+impl Call {
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        informational: Informational<'_>,
+    ) -> Poll<Result<Response<RecvStream>, Fault>> {
+        loop {
+            if let Poll::Ready(Err(fault)) = self.pump.poll(cx) {
+                return Poll::Ready(Err(fault));
+            }
+            match self.response.poll_informational(cx) {
+                Poll::Ready(Some(Ok(interim))) => {
+                    self.interim += 1;
+                    if self.interim > MAX_INTERIM {
+                        return Poll::Ready(Err(bad("too many interim answers")));
+                    }
+                    if interim.status() == StatusCode::CONTINUE {
+                        self.pump.go();
+                    } else if let Some(tell) = informational {
+                        tell(interim.status(), interim.into_parts().0.headers);
+                    }
+                }
+                Poll::Ready(Some(Err(e))) => return Poll::Ready(Err(fault(&e))),
+                Poll::Ready(None) | Poll::Pending => {
+                    return Pin::new(&mut self.response).poll(cx).map_err(|e| fault(&e));
+                }
+            }
+        }
+    }
+}
+
+fn request(head: &Head<'_>, coding: Coding, hold: bool) -> Result<Request<()>, Fault> {
+    let refused =
+        || Fault::never_ran(Reason::BadHost).detail("the host cannot be written as :authority").by("upstream");
+    let authority = Authority::try_from(head.host).map_err(|_| refused())?;
+    let uri = Uri::builder()
+        .scheme(if head.https { Scheme::HTTPS } else { Scheme::HTTP })
+        .authority(authority)
+        .path_and_query(head.target.clone())
+        .build()
+        .map_err(|_| refused())?;
+    let mut request = Request::new(());
+    *request.method_mut() = head.method.clone();
+    *request.uri_mut() = uri;
+    *request.version_mut() = Version::HTTP_2;
+    let mut fields = encode::fields(head);
+    if head.te_trailers {
+        fields.insert(header::TE, HeaderValue::from_static("trailers"));
+    }
+    if hold {
+        fields.insert(header::EXPECT, HeaderValue::from_static("100-continue"));
+    }
+    if let Coding::Length(length) = coding {
+        fields.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+    }
+    if let Some(protocol) = head.upgrade {
+        let protocol = protocol.to_str().map_err(|_| {
+            Fault::never_ran(Reason::UpgradeRefused).detail("the protocol's name is malformed").by("upstream")
+        })?;
+        *request.method_mut() = Method::CONNECT;
+        request.extensions_mut().insert(Protocol::from(protocol));
+        // The handshake key belongs to the HTTP/1 form (RFC 8441 section 5).
+        fields.remove(header::SEC_WEBSOCKET_KEY);
+    }
+    *request.headers_mut() = fields;
+    Ok(request)
+}
+
+fn reply(head: &Head<'_>, response: Response<RecvStream>, pump: Pump, lease: Lease) -> Result<Reply, Fault> {
+    let (parts, stream) = response.into_parts();
+    let status = parts.status;
+    if !(200..600).contains(&status.as_u16()) {
+        return Err(bad("the status is out of range"));
+    }
+    let mut headers = parts.headers;
+    let left = length(&mut headers)?;
+    for name in [header::CONNECTION, header::TRANSFER_ENCODING, header::UPGRADE, header::TE] {
+        headers.remove(name);
+    }
+    let mut reply = Reply {
+        status,
+        headers,
+        body: Body::Empty,
+        upgraded: None,
+        reused: false,
+        connect: Duration::ZERO,
+        protocol: Version::HTTP_2,
+    };
+    if head.upgrade.is_some() && status == StatusCode::OK {
+        reply.upgraded = Some(Box::new(Tunnel::new(pump.into_parts().1, stream, lease)));
+        return Ok(reply);
+    }
+    let bodiless = *head.method == Method::HEAD || status == StatusCode::NOT_MODIFIED;
+    if let (true, Some(length)) = (bodiless, left) {
+        reply.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+    }
+    // Nothing may follow these; what does is dropped, and the stream reset.
+    if bodiless || status == StatusCode::NO_CONTENT || stream.is_end_stream() {
+        return Ok(reply);
+    }
+    // A body held back for `100 Continue` is not wanted any more. Any other goes on beside the answer, in a task of its
+    // own: a caller that sends without reading must not stand still because it does not read.
+    let upload = (!pump.done() && !pump.held()).then(|| {
+        let mut pump = pump;
+        tokio::spawn(async move { drop(std::future::poll_fn(|cx| pump.poll(cx)).await) }).abort_handle()
+    });
+    reply.body = Body::stream(Incoming::new(stream, left, lease, upload));
+    Ok(reply)
+}
+
+/// Takes `content-length` out: it frames the message we make, not the one we got.
+fn length(headers: &mut HeaderMap) -> Result<Option<u64>, Fault> {
+    let mut values = headers.get_all(header::CONTENT_LENGTH).iter();
+    let Some(first) = values.next() else { return Ok(None) };
+    if values.any(|v| v != first) {
+        return Err(bad("content-length differs from itself"));
+    }
+    let length = first
+        .to_str()
+        .ok()
+        .filter(|t| !t.is_empty() && t.bytes().all(|b| b.is_ascii_digit()))
+        .and_then(|t| t.parse().ok())
+        .ok_or_else(|| bad("content-length is malformed"))?;
+    headers.remove(header::CONTENT_LENGTH);
+    Ok(Some(length))
+}
+
+/// What a stream's failure proves (RFC 9113 section 8.7): a stream refused by the peer, or above the last one its GOAWAY
+/// names, was not processed.
+fn fault(e: &h2::Error) -> Fault {
+    let refused = e.is_remote() && e.is_reset() && e.reason() == Some(Code::REFUSED_STREAM);
+    let fault = if refused || (e.is_remote() && e.is_go_away()) {
+        Fault::never_ran(Reason::RefusedStream)
+    } else if e.is_io() || e.is_remote() {
+        Fault::new(Reason::Reset)
+    } else {
+        Fault::new(Reason::BadResponse)
+    };
+    fault.detail(e.to_string()).by("upstream")
+}

@@ -1,0 +1,15 @@
+//! HTTP/2 towards endpoints, on the h2 crate itself: it shows interim answers, stream errors with their origin, and
+//! where a body was really cut, all of which a client on top of it hides.
+
+mod body;
+mod driver;
+mod exchange;
+mod pump;
+mod session;
+mod tunnel;
+
+#[cfg(test)]
+mod tests;
+
+pub(super) use exchange::send;
+pub(super) use session::Session;

@@ -1,0 +1,122 @@
+//! One HTTP/2 connection, shared by the streams of one worker.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use onehop_filters::contract::{Fault, Moment, Reason, now};
+use tokio::sync::watch;
+
+use super::driver;
+use crate::upstream::dial::Wire;
+use crate::upstream::pool::Open;
+
+/// What one stream, and all of them together, may have on the way to us.
+const STREAM_WINDOW: u32 = 1024 * 1024;
+const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+/// Streams on one connection, whatever more the peer would take: beyond that another connection serves better.
+const MAX_STREAMS: usize = 100;
+/// Payload of one stream that may wait inside h2 for its turn on the wire.
+const SEND_BUFFER: usize = 256 * 1024;
+
+/// See the module. Dropping the last owner closes the connection once its streams have ended.
+pub(in crate::upstream) struct Session {
+    send: SendRequest<Bytes>,
+    state: Arc<State>,
+    /// True once the peer's settings are known.
+    settled: watch::Receiver<bool>,
+}
+
+/// What session, driver and streams share.
+pub(in crate::upstream) struct State {
+    streams: AtomicU32,
+    closed: AtomicBool,
+    /// When the last stream ended ([`Moment`]).
+    idle_since: AtomicU64,
+}
+
+impl State {
+    pub fn close(&self) {
+        self.closed.store(true, Relaxed);
+    }
+    pub fn streams(&self) -> u32 {
+        self.streams.load(Relaxed)
+    }
+}
+
+impl Session {
+    /// Speaks the preface on a fresh connection and spawns its driver.
+    pub async fn begin(wire: Wire, open: Open, header_list: usize) -> Result<Arc<Self>, Fault> {
+        let (send, connection) = h2::client::Builder::new()
+            .initial_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_header_list_size(u32::try_from(header_list).unwrap_or(u32::MAX))
+            .max_send_buffer_size(SEND_BUFFER)
+            .initial_max_send_streams(MAX_STREAMS)
+            .enable_push(false)
+            .handshake::<_, Bytes>(wire)
+            .await
+            .map_err(|e| Fault::never_ran(Reason::ConnectFailed).detail(e.to_string()).by("upstream"))?;
+        let state = Arc::new(State {
+            streams: AtomicU32::new(0),
+            closed: AtomicBool::new(false),
+            idle_since: AtomicU64::new(now().0),
+        });
+        let (tell, settled) = watch::channel(false);
+        tokio::spawn(driver::drive(connection, state.clone(), tell, open));
+        Ok(Arc::new(Self { send, state, settled }))
+    }
+
+    pub fn sender(&self) -> SendRequest<Bytes> {
+        self.send.clone()
+    }
+
+    /// Whether another stream can start at once.
+    pub fn room(&self) -> bool {
+        (self.state.streams() as usize) < self.send.current_max_send_streams().min(MAX_STREAMS)
+    }
+
+    pub fn streams(&self) -> u32 {
+        self.state.streams()
+    }
+
+    /// Takes no new streams any more.
+    pub fn closed(&self) -> bool {
+        self.state.closed.load(Relaxed)
+    }
+
+    pub fn close(&self) {
+        self.state.close();
+    }
+
+    pub fn idle_for(&self, at: Moment) -> Duration {
+        if self.streams() > 0 { Duration::ZERO } else { at.since(Moment(self.state.idle_since.load(Relaxed))) }
+    }
+
+    /// Counts a stream until the lease is dropped.
+    pub fn lease(&self) -> Lease {
+        self.state.streams.fetch_add(1, Relaxed);
+        Lease(self.state.clone())
+    }
+
+    /// Whether the peer takes extended CONNECT (RFC 8441 section 3), which only its settings tell.
+    pub async fn extended_connect(&self, patience: Duration) -> bool {
+        let mut settled = self.settled.clone();
+        // An error means that the connection is gone; the flag stays false then.
+        let _ = tokio::time::timeout(patience, settled.wait_for(|known| *known)).await;
+        self.send.is_extended_connect_protocol_enabled()
+    }
+}
+
+/// A stream's place on its session.
+pub(in crate::upstream) struct Lease(Arc<State>);
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if self.0.streams.fetch_sub(1, Relaxed) == 1 {
+            self.0.idle_since.store(now().0, Relaxed);
+        }
+    }
+}

@@ -1,0 +1,302 @@
+//! What black-box tests share: the built binary as a process, endpoints it can call, and raw bytes to throw at it.
+#![allow(dead_code, reason = "each test file uses its own part")]
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+/// A running `onehop run`. Killed when dropped.
+pub struct Onehop {
+    child: Child,
+    /// The config file; write it anew and call [`Onehop::reload`].
+    pub config: PathBuf,
+    dir: tempfile::TempDir,
+    addresses: BTreeMap<String, SocketAddr>,
+    log: Arc<Mutex<String>>,
+}
+
+impl Onehop {
+    /// Starts with this configuration (listeners on port 0, `admin: { bind: "127.0.0.1:0" }`) and waits until it is ready.
+    pub fn start(yaml: &str) -> Self {
+        Self::start_with(yaml, &[])
+    }
+
+    /// As [`Onehop::start`], with environment variables.
+    pub fn start_with(yaml: &str, env: &[(&str, &str)]) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let config = dir.path().join("onehop.yaml");
+        std::fs::write(&config, yaml).expect("the config can be written");
+        Self::spawn(dir, config, env)
+    }
+
+    /// Runs a config file where it lies.
+    pub fn run_file(config: &Path, env: &[(&str, &str)]) -> Self {
+        Self::spawn(tempfile::tempdir().expect("a temporary folder"), config.to_owned(), env)
+    }
+
+    fn spawn(dir: tempfile::TempDir, config: PathBuf, env: &[(&str, &str)]) -> Self {
+        let mut child = Command::new(binary())
+            .args(["run", "-c"])
+            .arg(&config)
+            .envs(env.iter().copied())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the binary starts");
+        let log = Arc::new(Mutex::new(String::new()));
+        let (ready, is_ready) = std::sync::mpsc::channel();
+        let lines = BufReader::new(child.stderr.take().expect("stderr is piped")).lines();
+        let kept = log.clone();
+        thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                if line.starts_with("onehop: ready") {
+                    let _ = ready.send(line.clone());
+                }
+                let mut log = kept.lock().expect("no panic under the lock");
+                log.push_str(&line);
+                log.push('\n');
+            }
+        });
+        let Ok(line) = is_ready.recv_timeout(Duration::from_secs(20)) else {
+            let _ = child.kill();
+            panic!("onehop did not become ready:\n{}", log.lock().expect("no panic under the lock"));
+        };
+        let addresses = line
+            .split_whitespace()
+            .filter_map(|word| word.split_once('='))
+            .filter_map(|(name, address)| Some((name.to_owned(), address.parse().ok()?)))
+            .collect();
+        Self { child, config, dir, addresses, log }
+    }
+
+    /// Where a listener listens.
+    pub fn at(&self, listener: &str) -> SocketAddr {
+        *self.addresses.get(listener).unwrap_or_else(|| panic!("no listener {listener} in {:?}", self.addresses))
+    }
+
+    /// Where admin listens.
+    pub fn admin(&self) -> SocketAddr {
+        self.at("admin")
+    }
+
+    /// A folder of its own.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Everything it wrote to standard error so far.
+    pub fn log(&self) -> String {
+        self.log.lock().expect("no panic under the lock").clone()
+    }
+
+    /// Process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends a signal by name, such as `TERM`.
+    pub fn signal(&self, name: &str) {
+        let ok = Command::new("kill").args([&format!("-{name}"), &self.pid().to_string()]).status();
+        assert!(ok.is_ok_and(|s| s.success()), "the process takes SIG{name}");
+    }
+
+    /// Replaces the config and asks for a reload; the admin endpoint's status and body.
+    pub fn reload(&self, yaml: &str) -> (u16, String) {
+        let new = self.config.with_extension("new");
+        std::fs::write(&new, yaml).expect("the config can be written");
+        std::fs::rename(&new, &self.config).expect("the config can be replaced");
+        let answer = exchange(
+            self.admin(),
+            b"POST /reload HTTP/1.1\r\nhost: localhost\r\ncontent-length: 0\r\nconnection: close\r\n\r\n",
+        );
+        (answer.status(), answer.body())
+    }
+
+    /// GETs an admin page.
+    pub fn admin_get(&self, path: &str) -> Answer {
+        get(self.admin(), "localhost", path)
+    }
+
+    /// Waits for the process to end; its exit code.
+    pub fn wait(&mut self, limit: Duration) -> Option<i32> {
+        let until = std::time::Instant::now() + limit;
+        while std::time::Instant::now() < until {
+            if let Some(status) = self.child.try_wait().expect("the child can be waited for") {
+                return status.code();
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        None
+    }
+}
+
+impl Drop for Onehop {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The binary under test: `ONEHOP_BIN`, else what Cargo built.
+pub fn binary() -> PathBuf {
+    std::env::var_os("ONEHOP_BIN").map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_onehop")), PathBuf::from)
+}
+
+/// The bytes of one answer.
+pub struct Answer(pub Vec<u8>);
+
+impl Answer {
+    /// Status of the (first) head, 0 if there is none.
+    pub fn status(&self) -> u16 {
+        self.text().split(' ').nth(1).and_then(|s| s.parse().ok()).unwrap_or(0)
+    }
+    /// Everything, lossy.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0).into_owned()
+    }
+    /// What follows the first empty line.
+    pub fn body(&self) -> String {
+        self.text().split_once("\r\n\r\n").map_or_else(String::new, |(_, body)| body.to_owned())
+    }
+    /// First value of a field.
+    pub fn header(&self, name: &str) -> Option<String> {
+        let text = self.text();
+        let head = text.split("\r\n\r\n").next().unwrap_or_default().to_owned();
+        head.lines().skip(1).find_map(|line| {
+            let (n, v) = line.split_once(':')?;
+            n.eq_ignore_ascii_case(name).then(|| v.trim().to_owned())
+        })
+    }
+}
+
+/// Sends raw bytes and reads until the peer closes (or 5 s pass).
+pub fn exchange(to: SocketAddr, bytes: &[u8]) -> Answer {
+    let mut stream = TcpStream::connect(to).expect("a connection");
+    stream.set_read_timeout(Some(Duration::from_secs(5))).expect("a socket option");
+    // The peer may refuse before it has read everything.
+    let _ = stream.write_all(bytes);
+    let mut answer = Vec::new();
+    let mut buffer = [0; 16 << 10];
+    loop {
+        match stream.read(&mut buffer) {
+            Ok(0) | Err(_) => return Answer(answer),
+            Ok(n) => answer.extend_from_slice(&buffer[..n]),
+        }
+    }
+}
+
+/// One GET on a connection of its own.
+pub fn get(to: SocketAddr, host: &str, path: &str) -> Answer {
+    get_with(to, host, path, "")
+}
+
+/// As [`get`], with extra header lines, each ended by CRLF.
+pub fn get_with(to: SocketAddr, host: &str, path: &str, headers: &str) -> Answer {
+    let request = format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n{headers}\r\n");
+    exchange(to, request.as_bytes())
+}
+
+/// A plain HTTP/1.1 endpoint on a thread per connection. Counts and keeps the heads it saw.
+pub struct Endpoint {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Requests seen.
+    pub requests: Arc<AtomicUsize>,
+    /// Heads seen, as text.
+    pub heads: Arc<Mutex<Vec<String>>>,
+}
+
+impl Endpoint {
+    /// Answers every request with what `answer` makes of its head and body: the complete response bytes.
+    pub fn start(answer: impl Fn(&str, &[u8]) -> Vec<u8> + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("a bound socket");
+        let requests = Arc::new(AtomicUsize::new(0));
+        let heads = Arc::new(Mutex::new(Vec::new()));
+        let answer = Arc::new(answer);
+        let (count, seen) = (requests.clone(), heads.clone());
+        thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                let (answer, count, seen) = (answer.clone(), count.clone(), seen.clone());
+                thread::spawn(move || serve(stream, &*answer, &count, &seen));
+            }
+        });
+        Self { address, requests, heads }
+    }
+
+    /// Says 200 and `ok` to everything.
+    pub fn ok() -> Self {
+        Self::start(|_, _| b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nok\n".to_vec())
+    }
+
+    /// Requests seen.
+    pub fn seen(&self) -> usize {
+        self.requests.load(SeqCst)
+    }
+
+    /// The last head seen.
+    pub fn last(&self) -> String {
+        self.heads.lock().expect("no panic under the lock").last().cloned().unwrap_or_default()
+    }
+}
+
+fn serve(
+    stream: TcpStream,
+    answer: &(impl Fn(&str, &[u8]) -> Vec<u8> + ?Sized),
+    count: &AtomicUsize,
+    seen: &Mutex<Vec<String>>,
+) {
+    let Ok(mut out) = stream.try_clone() else { return };
+    let mut input = BufReader::new(stream);
+    loop {
+        let mut head = String::new();
+        loop {
+            let mut line = String::new();
+            match input.read_line(&mut line) {
+                Ok(0) | Err(_) => return,
+                Ok(_) if line == "\r\n" => break,
+                Ok(_) => head.push_str(&line),
+            }
+        }
+        let body = read_body(&head, &mut input);
+        count.fetch_add(1, SeqCst);
+        seen.lock().expect("no panic under the lock").push(head.clone());
+        if out.write_all(&answer(&head, &body)).is_err() {
+            return;
+        }
+    }
+}
+
+fn read_body(head: &str, input: &mut impl BufRead) -> Vec<u8> {
+    let field = |name: &str| {
+        head.lines().find_map(|l| {
+            let (n, v) = l.split_once(':')?;
+            n.eq_ignore_ascii_case(name).then(|| v.trim().to_owned())
+        })
+    };
+    let mut body = Vec::new();
+    if let Some(length) = field("content-length").and_then(|l| l.parse::<u64>().ok()) {
+        let _ = input.take(length).read_to_end(&mut body);
+    } else if field("transfer-encoding").is_some() {
+        loop {
+            let mut line = String::new();
+            if input.read_line(&mut line).is_err() {
+                break;
+            }
+            let size = u64::from_str_radix(line.trim().split(';').next().unwrap_or("0"), 16).unwrap_or(0);
+            let _ = input.take(size).read_to_end(&mut body);
+            let mut end = String::new();
+            let _ = input.read_line(&mut end);
+            if size == 0 {
+                break;
+            }
+        }
+    }
+    body
+}
