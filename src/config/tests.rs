@@ -259,7 +259,7 @@ fn defaults_are_marked_and_what_is_written_is_not() {
         "    connectTimeout: 1s # default\n",
         "      policy: peak-ewma # default\n",
         // A gate's schema gives the defaults of a section that is not written.
-        "    retry: # default\n      attempts: 1 # default\n      backoff: 25ms # default\n",
+        "    retry: # default\n      attempts: 1 # default\n      backoff: 25ms # default\n      budget: # default\n        percent: 20% # default\n",
         "  workers: auto # default\n",
     ] {
         assert!(shown.contains(line), "{line}\n{shown}");
