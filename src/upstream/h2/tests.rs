@@ -258,6 +258,26 @@ async fn statuses_without_a_body_have_none() {
 }
 
 #[tokio::test]
+async fn a_head_has_limits() {
+    let peer = streams(|_, mut respond| async move {
+        let mut answer = head(200);
+        for _ in 0..101 {
+            answer.headers_mut().append("x", HeaderValue::from_static("y"));
+        }
+        respond.send_response(answer, true).unwrap();
+    })
+    .await;
+    assert_eq!(Ask::get().send(&upstream(), &peer).await.err().unwrap().reason, Reason::ResponseTooLarge);
+    let peer = streams(|_, mut respond| async move {
+        let mut answer = head(200);
+        answer.headers_mut().append("x", HeaderValue::from_bytes(&[b'y'; 40_000]).unwrap());
+        respond.send_response(answer, true).unwrap();
+    })
+    .await;
+    assert!(Ask::get().send(&upstream(), &peer).await.is_err());
+}
+
+#[tokio::test]
 async fn interim_answers_pass() {
     let peer = streams(|_, mut respond| async move {
         let mut hints = head(103);
