@@ -12,8 +12,8 @@ use h2::{Ping, PingPong};
 use tokio::sync::watch;
 use tokio::time::{Sleep, sleep};
 
+use super::gather::{Gather, Handle};
 use super::session::State;
-use crate::upstream::dial::Wire;
 use crate::upstream::pool::Open;
 
 /// A connection with streams on it is pinged this often.
@@ -23,19 +23,21 @@ const PONG_WITHIN: Duration = Duration::from_secs(20);
 
 /// Runs until the connection has ended.
 pub(super) async fn drive(
-    mut connection: Connection<Wire, Bytes>,
+    mut connection: Connection<Gather, Bytes>,
+    wire: Handle,
     state: Arc<State>,
     settled: watch::Sender<bool>,
     open: Open,
 ) {
     let mut pulse = connection.ping_pong().map(Pulse::new);
     std::future::poll_fn(|cx| {
-        if Pin::new(&mut connection).poll(cx).is_ready() {
-            return Poll::Ready(());
-        }
-        match &mut pulse {
-            Some(pulse) => pulse.poll(cx, &state, &settled),
-            None => Poll::Pending,
+        let ended = Pin::new(&mut connection).poll(cx).is_ready();
+        let dead = pulse.as_mut().is_some_and(|pulse| pulse.poll(cx, &state, &settled).is_ready());
+        // After every poll, the last one too: what was gathered in it must go out.
+        match wire.poll_drain(cx) {
+            Poll::Ready(Err(_)) => Poll::Ready(()),
+            _ if ended || dead => Poll::Ready(()),
+            _ => Poll::Pending,
         }
     })
     .await;

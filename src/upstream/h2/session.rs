@@ -10,6 +10,7 @@ use onehop_filters::contract::{Fault, Moment, Reason, now};
 use tokio::sync::watch;
 
 use super::driver;
+use super::gather::gather;
 use crate::upstream::dial::Wire;
 use crate::upstream::pool::Open;
 
@@ -49,6 +50,7 @@ impl State {
 impl Session {
     /// Speaks the preface on a fresh connection and spawns its driver.
     pub async fn begin(wire: Wire, open: Open, header_list: usize) -> Result<Arc<Self>, Fault> {
+        let (io, handle) = gather(wire);
         let (send, connection) = h2::client::Builder::new()
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
@@ -56,7 +58,7 @@ impl Session {
             .max_send_buffer_size(SEND_BUFFER)
             .initial_max_send_streams(MAX_STREAMS)
             .enable_push(false)
-            .handshake::<_, Bytes>(wire)
+            .handshake::<_, Bytes>(io)
             .await
             .map_err(|e| Fault::never_ran(Reason::ConnectFailed).detail(e.to_string()).by("upstream"))?;
         let state = Arc::new(State {
@@ -65,7 +67,7 @@ impl Session {
             idle_since: AtomicU64::new(now().0),
         });
         let (tell, settled) = watch::channel(false);
-        tokio::spawn(driver::drive(connection, state.clone(), tell, open));
+        tokio::spawn(driver::drive(connection, handle, state.clone(), tell, open));
         Ok(Arc::new(Self { send, state, settled }))
     }
 
