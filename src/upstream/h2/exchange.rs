@@ -40,10 +40,9 @@ pub(in crate::upstream) async fn send(
     head: &Head<'_>,
     body: &mut Body,
     informational: Informational<'_>,
-    patience: Duration,
 ) -> Result<Reply, Failed> {
     let still = |fault| Failed { fault, moved: false };
-    if head.upgrade.is_some() && !session.extended_connect(patience).await {
+    if head.upgrade.is_some() && !session.extended_connect() {
         return Err(still(
             Fault::never_ran(Reason::BadResponse).detail("the endpoint does not take extended CONNECT").by("upstream"),
         ));
