@@ -20,6 +20,7 @@ use super::headers::forwarded::Stamp;
 use super::headers::{legal, request_id, trace, via};
 use super::attempt::{self, Got};
 use super::{deadline, ledger, upgrade};
+use crate::config::plan::Capture;
 use crate::edge::body::Inbound;
 use crate::edge::serve::Link;
 use crate::edge::tls::Acceptor;
@@ -147,7 +148,8 @@ fn begin(
 
     let probe =
         Probe { host: authority.host(), path: target.path(), query: target.query(), method: &method, headers: &headers };
-    let found = listener.table.lookup(&probe).map(|hit| (*hit.value, hit.covered));
+    let found = preflight(view, listener, &probe)
+        .or_else(|| listener.table.lookup(&probe).map(|hit| (*hit.value, hit.covered)));
     let route = found.map_or(&view.unrouted, |(i, _)| &view.routes[i as usize]);
     let left = left.filter(|_| near || route.inherit_deadline || grpc);
     let mut cx = RequestCx {
@@ -178,6 +180,18 @@ fn begin(
     let tally = Tally { debug, ..Tally::default() };
     let ex = Box::new(Exchange { cx, view: view.clone(), route: found.map(|(i, _)| i), tally, admission: None });
     Request { ex, te_trailers, expect_continue, upgrade, grpc, link: None, on_upgrade: None, doomed }
+}
+
+/// The route of a cross-origin preflight: the one that will serve the request it asks for, if that answers preflights.
+/// `methods: [POST]` does not have to name OPTIONS for it.
+fn preflight(view: &View, listener: &Listener, probe: &Probe<'_>) -> Option<(u32, usize)> {
+    if *probe.method != Method::OPTIONS || !probe.headers.contains_key(header::ORIGIN) {
+        return None;
+    }
+    let method = probe.headers.get(header::ACCESS_CONTROL_REQUEST_METHOD)?;
+    let method = Method::from_bytes(method.as_bytes()).ok()?;
+    let hit = listener.table.lookup(&Probe { method: &method, ..*probe })?;
+    view.routes[*hit.value as usize].preflights.then_some((*hit.value, hit.covered))
 }
 
 /// Continues the caller's trace, or begins one if there is anywhere to report it.
@@ -346,8 +360,18 @@ async fn act(rq: &mut Request, route: &Route) -> Result<Answer, Fault> {
             *reply.headers_mut() = canned.headers.clone();
             Ok(Answer::made(reply))
         }
-        Action::Nothing => Err(Fault::new(Reason::NoRoute).by("routes")),
+        Action::Nothing => Err(no_route(&rq.ex)),
     }
+}
+
+/// Nobody serves this path; or, where a sidecar calls out, nobody has this name.
+fn no_route(ex: &Exchange) -> Fault {
+    let unknown = ex.view.listener(&ex.cx.conn.listener).is_some_and(|listener| {
+        listener.plan.mesh
+            && listener.plan.capture != Some(Capture::Inbound)
+            && !listener.table.knows(ex.cx.authority.host())
+    });
+    Fault::new(if unknown { Reason::UnknownHost } else { Reason::NoRoute }).by("routes")
 }
 
 async fn call(rq: &mut Request, target: usize) -> Result<Answer, Fault> {
@@ -501,6 +525,7 @@ pub async fn hypothetical(view: &Arc<View>, listener: &Listener, caller: &Caller
         };
     }
     found.trail = cx.trail.clone();
-    found.target = format!("{}{}", cx.authority, cx.target);
+    let host = cx.upstream_host.as_ref().and_then(|host| host.to_str().ok()).unwrap_or(cx.authority.as_str());
+    found.target = format!("http://{host}{}", cx.target);
     found
 }
