@@ -1,8 +1,9 @@
 //! Raw HTTP/2 (RFC 9113): frames written as told, however wrong, and just enough of a reader to judge the answer.
 
-use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
+
+use super::Wire;
 
 /// The client's connection preface (RFC 9113 section 3.4).
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -80,7 +81,7 @@ pub enum Fate {
 
 /// A connection that speaks frames.
 pub struct Frames {
-    stream: TcpStream,
+    wire: Box<dyn Wire>,
     buffer: Vec<u8>,
 }
 
@@ -90,14 +91,19 @@ impl Frames {
         let stream = TcpStream::connect(address).expect("a connection");
         stream.set_read_timeout(Some(Duration::from_secs(5))).expect("a socket option");
         stream.set_nodelay(true).expect("a socket option");
-        let mut frames = Self { stream, buffer: Vec::new() };
+        Self::over(stream)
+    }
+
+    /// Greets over what is connected already.
+    pub fn over(wire: impl Wire + 'static) -> Self {
+        let mut frames = Self { wire: Box::new(wire), buffer: Vec::new() };
         frames.send(&[PREFACE, &frame(SETTINGS, 0, 0, &[])].concat());
         frames
     }
 
     /// Sends bytes. A peer that has gone is no failure here.
     pub fn send(&mut self, bytes: &[u8]) {
-        let _ = self.stream.write_all(bytes);
+        let _ = self.wire.write_all(bytes).and_then(|()| self.wire.flush());
     }
 
     /// The next frame: kind, flags, stream, payload.
@@ -111,7 +117,7 @@ impl Frames {
     fn exactly(&mut self, n: usize) -> Option<Vec<u8>> {
         while self.buffer.len() < n {
             let mut bytes = [0; 4096];
-            match self.stream.read(&mut bytes) {
+            match self.wire.read(&mut bytes) {
                 Ok(0) | Err(_) => return None,
                 Ok(read) => self.buffer.extend_from_slice(&bytes[..read]),
             }

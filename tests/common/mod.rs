@@ -193,9 +193,13 @@ pub fn exchange(to: SocketAddr, bytes: &[u8]) -> Answer {
     }
 }
 
+/// A byte stream, encrypted or not.
+pub trait Wire: Read + Write + Send {}
+impl<T: Read + Write + Send> Wire for T {}
+
 /// A client connection that reads one answer at a time.
 pub struct Client {
-    stream: TcpStream,
+    wire: Box<dyn Wire>,
     buffer: Vec<u8>,
 }
 
@@ -205,23 +209,23 @@ impl Client {
         let stream = TcpStream::connect(address).expect("a connection");
         stream.set_read_timeout(Some(Duration::from_secs(5))).expect("a socket option");
         stream.set_nodelay(true).expect("a socket option");
-        Self { stream, buffer: Vec::new() }
+        Self::over(stream)
+    }
+
+    /// Speaks over what is connected already.
+    pub fn over(wire: impl Wire + 'static) -> Self {
+        Self { wire: Box::new(wire), buffer: Vec::new() }
     }
 
     /// Sends bytes. A peer that refused before it has read everything is no failure here.
     pub fn send(&mut self, bytes: &[u8]) {
-        let _ = self.stream.write_all(bytes);
-    }
-
-    /// The socket.
-    pub fn stream(&self) -> &TcpStream {
-        &self.stream
+        let _ = self.wire.write_all(bytes).and_then(|()| self.wire.flush());
     }
 
     /// One read; false: nothing more comes.
     fn more(&mut self) -> bool {
         let mut bytes = [0; 16 << 10];
-        match self.stream.read(&mut bytes) {
+        match self.wire.read(&mut bytes) {
             Ok(0) | Err(_) => false,
             Ok(n) => {
                 self.buffer.extend_from_slice(&bytes[..n]);
@@ -282,11 +286,6 @@ impl Client {
         answer
     }
 
-    /// Whether the peer closes, and says nothing more.
-    pub fn is_closed(&mut self) -> bool {
-        self.buffer.is_empty() && !self.more() && self.stream.take_error().is_ok_and(|e| e.is_none())
-    }
-
     /// Everything until the peer closes.
     pub fn rest(&mut self) -> Vec<u8> {
         while self.more() {}
@@ -303,13 +302,32 @@ pub fn eventually(what: &str, is: impl Fn() -> bool) {
     }
 }
 
+/// A TCP server of which every connection is a script, on a thread of its own.
+pub fn scripted(serve: impl Fn(TcpStream) + Send + Sync + 'static) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("a bound socket");
+    let serve = Arc::new(serve);
+    thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let serve = serve.clone();
+            thread::spawn(move || serve(stream));
+        }
+    });
+    address
+}
+
 /// A configuration with one listener, `edge`, one route and one service, `up`. Logs to standard error.
 pub fn simple(up: &Endpoint) -> String {
+    before(up.address)
+}
+
+/// As [`simple`], before any server.
+pub fn before(up: impl std::fmt::Display) -> String {
     format!(
         "version: 1\nadmin: {{ bind: \"127.0.0.1:0\" }}\nlisteners:\n  edge: {{ bind: \"127.0.0.1:0\" }}\n\
          routes:\n- {{ name: all, to: up }}\nservices:\n  up: {{ discover: {{ static: [\"{}\"] }} }}\n\
          telemetry: {{ accessLog: {{ path: /dev/stderr }} }}\n",
-        up.address
+        up
     )
 }
 

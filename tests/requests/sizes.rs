@@ -105,9 +105,10 @@ fn slow_is_refused() {
 #[test]
 fn a_trickle_is_slow() {
     let bench = Bench::new();
-    let mut client = Client::to(bench.hop.at("tight"));
+    let stream = std::net::TcpStream::connect(bench.hop.at("tight")).unwrap();
+    stream.set_read_timeout(Some(Duration::from_millis(40))).unwrap();
+    let mut client = Client::over(stream);
     client.send(b"GET / HTTP/1.1\r\nhost: a.example\r\nx-a: ");
-    client.stream().set_read_timeout(Some(Duration::from_millis(40))).unwrap();
     let mut letters = 0;
     let mut answer = client.answer();
     while answer.status() == 0 && letters < 100 {
