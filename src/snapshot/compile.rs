@@ -318,7 +318,7 @@ fn listeners(plan: &Plan, errors: &mut Vec<ConfigError>) -> Vec<Listener> {
     listeners
 }
 
-fn unrouted(metrics: &Registry) -> Route {
+fn unrouted(metrics: &Arc<Registry>) -> Route {
     Route {
         info: Arc::new(RouteInfo { name: "".into(), upgrades: Vec::new() }),
         chain: Box::new([]),
@@ -329,7 +329,7 @@ fn unrouted(metrics: &Registry) -> Route {
         body_limit: None,
         inherit_deadline: false,
         action: Action::Nothing,
-        metrics: RouteMetrics::new(metrics, ""),
+        metrics: RouteMetrics::new(metrics, &"".into()),
     }
 }
 
