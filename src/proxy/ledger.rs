@@ -130,7 +130,7 @@ fn record<'a>(
         host: cx.authority.as_str(),
         path: cx.target.as_str().as_bytes(),
         protocol: Some(cx.version),
-        status: tally.status.as_u16(),
+        status: if tally.unanswered { 0 } else { tally.status.as_u16() },
         reason,
         filter: by,
         route: &cx.route.name,

@@ -15,7 +15,7 @@ use onehop_filters::contract::{
 use smallvec::SmallVec;
 
 use super::attempt::{self, Got};
-use super::exchange::{Exchange, Outgoing, Tally};
+use super::exchange::{Exchange, Outgoing, Tally, Unanswered};
 use super::head::{Admitted, admit};
 use super::headers::forwarded::Stamp;
 use super::headers::{legal, request_id, trace, via};
@@ -105,7 +105,7 @@ pub async fn serve(cell: &Cell, caller: &Caller, arrived: Arrived) -> Response<O
 
 /// A request with its exchange.
 struct Request {
-    ex: Box<Exchange>,
+    ex: Unanswered,
     te_trailers: bool,
     expect_continue: bool,
     upgrade: Option<HeaderValue>,
@@ -180,7 +180,7 @@ fn begin(view: &Arc<View>, listener: &Listener, caller: &Caller, admitted: Admit
     };
     cx.trail.timed = debug || trace.sampled;
     let tally = Tally { debug, ..Tally::default() };
-    let ex = Box::new(Exchange { cx, view: view.clone(), route: found.map(|(i, _)| i), tally, admission: None });
+    let ex = Unanswered::new(Exchange { cx, view: view.clone(), route: found.map(|(i, _)| i), tally, admission: None });
     Request { ex, te_trailers, expect_continue, upgrade, grpc, link: None, on_upgrade: None, doomed }
 }
 
@@ -416,7 +416,8 @@ fn finish(
     rs: ResponseCx,
     tunnel: Option<upgrade::Tunnel>,
 ) -> Response<Outgoing> {
-    let Request { mut ex, te_trailers, grpc, upgrade: wanted, .. } = rq;
+    let Request { ex, te_trailers, grpc, upgrade: wanted, .. } = rq;
+    let mut ex = ex.answered();
     let ResponseCx { status, mut headers, body, origin } = rs;
     for (name, value) in ex.cx.reply_headers.drain(..) {
         if name == header::VARY {
@@ -434,6 +435,13 @@ fn finish(
     }
     if origin == Origin::Fault || (origin == Origin::Filter && !headers.contains_key(&super::REQUEST_ID)) {
         headers.insert(super::REQUEST_ID.clone(), ex.cx.request_id.clone());
+    }
+    // What a GET would say, for a body that is known and does not go out (RFC 9110 section 9.3.2).
+    if ex.cx.method == Method::HEAD
+        && origin == Origin::Filter
+        && let Some(length) = body.size_hint().exact()
+    {
+        headers.entry(header::CONTENT_LENGTH).or_insert_with(|| HeaderValue::from(length));
     }
     let streams = attempt::streams(status, &headers, grpc);
     let upgrade = wanted.as_ref().filter(|_| tunnel.is_some());

@@ -9,7 +9,7 @@ use crate::common::{Client, Endpoint, Onehop, before, scripted, simple};
 const HANDSHAKE: &str = "GET /chat HTTP/1.1\r\nhost: a.example\r\nconnection: Upgrade\r\nupgrade: WebSocket\r\n\
     sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
 /// RFC 6455 section 1.3.
-const ACCEPT: &str = "s3pPLMBiTxaQ9kYzzhZRbK+xOo0=";
+const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 /// A masked text frame, `Hello` (RFC 6455 section 5.7), and its unmasked answer.
 const HELLO: &[u8] = &[0x81, 0x85, 0x37, 0xfa, 0x21, 0x3d, 0x7f, 0x9f, 0x4d, 0x51, 0x58];
 const ANSWER: &[u8] = &[0x81, 0x05, b'H', b'e', b'l', b'l', b'o'];
