@@ -168,7 +168,8 @@ impl Settings {
 
     /// Whether a connection that was accepted under one may go on under the other.
     fn same_kind(&self, other: &Self) -> bool {
-        let kind = |s: &Self| (s.tls.is_some(), s.plan.h1, s.plan.h2);
+        // Its name is what a connection finds its routes by.
+        let kind = |s: &Self| (s.plan.name.clone(), s.tls.is_some(), s.plan.h1, s.plan.h2);
         kind(self) == kind(other)
     }
 
