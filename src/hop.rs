@@ -189,6 +189,7 @@ impl Hop {
     /// # Errors
     /// As [`Hop::reload`].
     pub fn apply(&self, sources: &[Source]) -> Result<u64, Report> {
+        let _one_at_a_time = self.shared.applying.lock();
         self.shared.apply(config::load(sources, self.shared.entries)?)
     }
 
@@ -290,6 +291,8 @@ impl Shared {
     /// Reads the sources again and puts them in force. A refused configuration changes nothing, and is told to the log,
     /// the metrics and the admin view.
     pub fn reload(&self) -> Result<u64, Report> {
+        // Held while reading too: who reads last is in force last.
+        let _one_at_a_time = self.applying.lock();
         let result = config::load(&self.sources, self.entries).and_then(|plan| self.apply(plan));
         match &result {
             Ok(generation) => tracing::info!(generation, "configuration in force"),
@@ -302,8 +305,8 @@ impl Shared {
         result
     }
 
+    /// Call with `applying` held.
     fn apply(&self, plan: Plan) -> Result<u64, Report> {
-        let _one_at_a_time = self.applying.lock();
         let _inside = self.control.enter();
         let begun = now();
         let running = self.plan.lock().clone();
@@ -320,7 +323,9 @@ impl Shared {
             .map_err(|e| plan.files.report(vec![e]))?;
         if plan.admin != running.admin {
             self.open_admin(&plan.admin).map_err(|e| {
-                plan.files.report(vec![ConfigError::at(plan.source.span, format!("admin.bind cannot be opened: {e}"))])
+                let place = plan.source.get("admin").map(|admin| admin.get("bind").unwrap_or(admin).span);
+                let span = place.unwrap_or(plan.source.span);
+                plan.files.report(vec![ConfigError::at(span, format!("admin.bind cannot be opened: {e}"))])
             })?;
         }
         // The filter was checked with the plan.
