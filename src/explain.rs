@@ -128,7 +128,7 @@ fn caller(view: &Snapshot, listener: &Listener) -> Caller {
         tls: None,
     });
     let stamp = Stamp::new(&conn, listener.plan.trusted.clone(), Some(view.telemetry.debug_header.clone()));
-    Caller { conn, stamp, tls: None }
+    Caller { conn, stamp, tls: None, life: None }
 }
 
 fn write(text: &mut String, view: &Snapshot, found: &Hypothetical) {

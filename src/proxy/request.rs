@@ -20,6 +20,7 @@ use super::headers::forwarded::Stamp;
 use super::headers::{legal, request_id, trace, via};
 use super::attempt::{self, Got};
 use super::{deadline, ledger, upgrade};
+use crate::edge::accept::Life;
 use crate::edge::body::Inbound;
 use crate::edge::serve::Link;
 use crate::edge::tls::Acceptor;
@@ -55,6 +56,8 @@ pub struct Caller {
     pub stamp: Stamp,
     /// The TLS side of its listener: knows which names belong to the certificate that was shown.
     pub tls: Option<Arc<Acceptor>>,
+    /// Keeps it counted as alive; none when embedded.
+    pub life: Option<Life>,
 }
 
 /// A request as the edge, or an embedding program, hands it over.
@@ -93,6 +96,7 @@ pub async fn serve(cell: &Cell, caller: &Caller, arrived: Arrived) -> Response<O
     };
     let length = admitted.content_length;
     let mut rq = begin(&view, listener, caller, admitted, started);
+    rq.life = caller.life.as_ref().filter(|_| on_upgrade.is_some()).cloned();
     rq.link = link;
     rq.on_upgrade = on_upgrade;
     take_body(&mut rq, listener, body, length);
@@ -108,6 +112,8 @@ struct Request {
     grpc: bool,
     link: Option<Arc<Link>>,
     on_upgrade: Option<OnUpgrade>,
+    /// For a tunnel that outlives the connection's HTTP.
+    life: Option<Life>,
     /// Found out before the chain: refuses without running it.
     doomed: Option<Fault>,
 }
@@ -177,7 +183,7 @@ fn begin(
     cx.trail.timed = debug || trace.sampled;
     let tally = Tally { debug, ..Tally::default() };
     let ex = Box::new(Exchange { cx, view: view.clone(), route: found.map(|(i, _)| i), tally, admission: None });
-    Request { ex, te_trailers, expect_continue, upgrade, grpc, link: None, on_upgrade: None, doomed }
+    Request { ex, te_trailers, expect_continue, upgrade, grpc, link: None, on_upgrade: None, life: None, doomed }
 }
 
 /// Continues the caller's trace, or begins one if there is anywhere to report it.
@@ -392,7 +398,7 @@ fn render(ex: &mut Exchange, fault: &Fault) -> ResponseCx {
 
 /// Makes the head legal for the client's version, ties the exchange to the body, and starts a tunnel if one was agreed.
 fn finish(rq: Request, route: &Route, rs: ResponseCx, tunnel: Option<upgrade::Tunnel>) -> Response<Outgoing> {
-    let Request { mut ex, te_trailers, grpc, upgrade: wanted, .. } = rq;
+    let Request { mut ex, te_trailers, grpc, upgrade: wanted, life, .. } = rq;
     let ResponseCx { status, mut headers, body, origin } = rs;
     for (name, value) in ex.cx.reply_headers.drain(..) {
         if name == header::VARY { headers.append(name, value) } else { headers.insert(name, value).is_some() };
@@ -429,7 +435,7 @@ fn finish(rq: Request, route: &Route, rs: ResponseCx, tunnel: Option<upgrade::Tu
     let idle = route.idle_timeout;
     match tunnel {
         Some(tunnel) => {
-            tunnel.start(ex, idle);
+            tunnel.start(ex, idle, life);
             Response::from_parts(head, Outgoing::bare(Body::Empty))
         }
         None => Response::from_parts(head, Outgoing::new(body, ex, idle, streams)),

@@ -15,6 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::exchange::{End, Exchange};
 use super::ledger;
+use crate::edge::accept::Life;
 use crate::runtime::wheel;
 use crate::upstream::Io;
 
@@ -103,13 +104,20 @@ pub struct Tunnel {
 }
 
 impl Tunnel {
-    /// Copies both ways until both sides are done, or nothing moved for `idle`. The exchange ends with it.
-    pub fn start(self, mut ex: Box<Exchange>, idle: Option<Duration>) {
+    /// Copies both ways until both sides are done, nothing moved for `idle`, or the process ends. The exchange ends with
+    /// it, and so does the connection's `life`.
+    pub fn start(self, mut ex: Box<Exchange>, idle: Option<Duration>, life: Option<Life>) {
         tokio::spawn(async move {
             let Self { client, io } = self;
+            let killed = async {
+                match &life {
+                    Some(life) => life.killed().await,
+                    None => std::future::pending().await,
+                }
+            };
             let end = match client.await {
                 Ok(client) => {
-                    let (end, out) = copy(TokioIo::new(client), io, idle).await;
+                    let (end, out) = copy(TokioIo::new(client), io, idle, killed).await;
                     ex.tally.bytes_out = out;
                     end
                 }
@@ -121,7 +129,12 @@ impl Tunnel {
 }
 
 /// Bytes to the client are counted.
-async fn copy<C>(client: C, upstream: Box<dyn Io>, idle: Option<Duration>) -> (End, u64)
+async fn copy<C>(
+    client: C,
+    upstream: Box<dyn Io>,
+    idle: Option<Duration>,
+    killed: impl Future<Output = ()>,
+) -> (End, u64)
 where
     C: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
 {
@@ -134,15 +147,16 @@ where
     let pumps = async {
         tokio::join!(pump(&mut client_in, &mut up_out, &last, &none), pump(&mut up_in, &mut client_out, &last, &out))
     };
-    let end = match idle {
-        None => {
-            pumps.await;
-            End::Complete
+    let still = async {
+        match idle {
+            Some(idle) => stand_still(&last, idle).await,
+            None => std::future::pending().await,
         }
-        Some(idle) => tokio::select! {
-            _ = pumps => End::Complete,
-            () = stand_still(&last, idle) => End::Cut(Reason::IdleTimeout),
-        },
+    };
+    let end = tokio::select! {
+        _ = pumps => End::Complete,
+        () = still => End::Cut(Reason::IdleTimeout),
+        () = killed => End::Cut(Reason::Draining),
     };
     (end, out.into_inner())
 }
