@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -98,6 +98,14 @@ impl Hop {
         entries: &'static [Entry],
         log: Option<Log>,
     ) -> Result<Self, StartError> {
+        // What counts as a change is measured from here: no edit between reading and watching is missed.
+        let running = Arc::new(OnceLock::<Weak<Shared>>::new());
+        let reloaded = running.clone();
+        let watching = config::watch(sources.clone(), move || {
+            if let Some(shared) = reloaded.get().and_then(Weak::upgrade) {
+                let _ = shared.reload();
+            }
+        });
         let plan = config::load(&sources, entries)?;
         let workers = Workers::start(plan.workers.unwrap_or_else(cores))?;
         let control = Control::start()?;
@@ -115,7 +123,11 @@ impl Hop {
             .apply(&plan.listeners, plan.workload.as_ref())
             .map_err(|e| plan.files.report(vec![e]))?;
         let log = match log {
-            Some(log) => log,
+            Some(log) => {
+                // The filter was checked with the plan.
+                let _ = log.configure(&plan.telemetry.log);
+                log
+            }
             None => Log::new(&plan.telemetry.log, std::io::sink, false).map_err(std::io::Error::other)?.0,
         };
         let shared = Arc::new_cyclic(|me| Shared {
@@ -141,8 +153,12 @@ impl Hop {
         staged.commit();
         shared.engine.generation.set(1);
         shared.engine.swaps.inc();
+        let _ = running.set(Arc::downgrade(&shared));
+        shared.control.spawn(watching);
         shared.housekeeping();
-        shared.announce();
+        for warning in &shared.plan.lock().warnings {
+            tracing::warn!("{warning}");
+        }
         Ok(Self { shared, workers, control })
     }
 
@@ -205,6 +221,8 @@ impl Hop {
                     return false;
                 }
             };
+            // Not before signals are taken: whoever reads it may send one, and SIGHUP would end the process.
+            shared.announce();
             loop {
                 let stop = shared.stop.notified();
                 let signal = tokio::select! {
@@ -358,16 +376,6 @@ impl Shared {
                 cell.sweep();
             }
         });
-        let shared = Arc::downgrade(self);
-        let sources = self.sources.clone();
-        self.control.spawn(async move {
-            config::watch(sources, move || {
-                if let Some(shared) = shared.upgrade() {
-                    let _ = shared.reload();
-                }
-            })
-            .await;
-        });
     }
 
     /// One line that says where everything listens: people read it, scripts and tests parse it.
@@ -383,9 +391,6 @@ impl Shared {
             }
         }
         eprintln!("{line}");
-        for warning in &self.plan.lock().warnings {
-            tracing::warn!("{warning}");
-        }
     }
 }
 
