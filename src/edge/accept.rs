@@ -18,9 +18,8 @@ use tokio::runtime::Handle;
 
 use super::accept_greet::{Arrival, NOWHERE};
 use super::accept_io::{Io, Plain};
-use super::drain_signal::DrainSignal;
-pub use super::serve::Alpn;
 use super::listener_state::{ListenerState, Port, Settings};
+pub use super::serve::Alpn;
 use crate::runtime::{Phase, Ticket};
 
 /// A connection, handed over.
@@ -50,36 +49,6 @@ pub struct Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         self.open.add(-1);
-    }
-}
-
-/// A connection's hold on its listener, for as long as anything of it goes on: a tunnel outlives the HTTP that agreed on
-/// it.
-#[derive(Clone)]
-pub struct Life {
-    _permit: Arc<Permit>,
-    drain: DrainSignal,
-}
-
-impl Life {
-    /// Of a connection of this listener.
-    #[must_use]
-    pub fn new(permit: Permit, listener: &ListenerState) -> Self {
-        Self { _permit: Arc::new(permit), drain: listener.drain.subscribe().into() }
-    }
-
-    /// What tells it to end.
-    #[must_use]
-    pub fn drain(&self) -> DrainSignal {
-        self.drain.clone()
-    }
-
-    /// Completes when everything must end.
-    pub async fn killed(&self) {
-        let mut drain = self.drain.clone();
-        while drain.phase() != Phase::Kill {
-            drain.changed().await;
-        }
     }
 }
 

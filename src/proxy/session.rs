@@ -15,7 +15,8 @@ use super::headers::forwarded::Stamp;
 use super::headers::request_id;
 use super::ledger;
 use super::request::{self, Arrived, Arriving, Caller};
-use crate::edge::accept::{Accepted, Handler, Life};
+use crate::edge::accept::{Accepted, Handler};
+use crate::edge::drain_signal::DrainSignal;
 use crate::edge::serve::{self, Link, Serve};
 use crate::fault;
 use crate::snapshot::cell::Cell;
@@ -40,14 +41,14 @@ impl Handler for Sessions {
         let conn = Arc::new(conn);
         let debug = self.cell.view().telemetry.debug_header.clone();
         let stamp = Stamp::new(&conn, settings.plan.trusted.clone(), Some(debug));
-        let life = Life::new(permit, &listener);
-        let drain = life.drain();
-        let caller = Caller { conn: conn.clone(), stamp, tls: settings.tls.clone(), life: Some(life.clone()) };
+        let caller =
+            Caller { conn: conn.clone(), stamp, tls: settings.tls.clone(), drain: Some(listener.drain.clone()) };
         let session = Arc::new(Session { cell: self.cell.clone(), caller, metrics: self.metrics.clone() });
+        let drain = DrainSignal::from(listener.drain.subscribe());
         let edge = settings.edge.clone();
         tokio::spawn(async move {
             serve::serve(io.into_stream(first), session, Link::new(conn), edge, alpn, drain).await;
-            drop(life);
+            drop(permit);
         });
     }
 }

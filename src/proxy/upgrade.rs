@@ -2,6 +2,7 @@
 //!
 //! Nothing is tunnelled before the endpoint agreed: bytes the client sent early wait in its connection.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::digest;
@@ -15,8 +16,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::exchange::{End, Exchange};
 use super::ledger;
-use crate::edge::accept::Life;
-use crate::runtime::wheel;
+use crate::runtime::{Drain, Phase, wheel};
 use crate::upstream::Io;
 
 /// RFC 6455 section 1.3.
@@ -54,20 +54,19 @@ impl Handshake {
     }
 
     /// The endpoint agreed: checks its proof, and turns its answer into the one our client expects.
-    pub fn accept(
-        &mut self,
-        rs: &mut ResponseCx,
-        io: Box<dyn Io>,
-        client: Option<OnUpgrade>,
-    ) -> Result<Tunnel, Fault> {
+    pub fn accept(&mut self, rs: &mut ResponseCx, io: Box<dyn Io>, client: Option<OnUpgrade>) -> Result<Tunnel, Fault> {
         let Some(client) = client else {
-            return Err(Fault::new(Reason::BadResponse).detail("the endpoint switched protocols unasked").by("upgrades"));
+            return Err(Fault::new(Reason::BadResponse)
+                .detail("the endpoint switched protocols unasked")
+                .by("upgrades"));
         };
         let accept = self.key.as_ref().map(|key| proof(key.as_bytes()));
         if self.ours && rs.status == StatusCode::SWITCHING_PROTOCOLS {
             let given = rs.headers.remove(header::SEC_WEBSOCKET_ACCEPT);
             if given.as_ref().map(HeaderValue::as_bytes) != accept.as_ref().map(|a| a.as_bytes()) {
-                return Err(Fault::new(Reason::BadResponse).detail("sec-websocket-accept does not match").by("upgrades"));
+                return Err(Fault::new(Reason::BadResponse)
+                    .detail("sec-websocket-accept does not match")
+                    .by("upgrades"));
             }
         }
         if self.client_h2 {
@@ -104,37 +103,36 @@ pub struct Tunnel {
 }
 
 impl Tunnel {
-    /// Copies both ways until both sides are done, nothing moved for `idle`, or the process ends. The exchange ends with
-    /// it, and so does the connection's `life`.
-    pub fn start(self, mut ex: Box<Exchange>, idle: Option<Duration>, life: Option<Life>) {
+    /// Copies both ways until both sides are done, or nothing moved for `idle`. The exchange ends with it.
+    ///
+    /// `drain` is the listener's: the connection's own task ends when the tunnel begins, so the tunnel counts as alive in
+    /// its place, and is cut when the listener's grace is over.
+    pub fn start(self, mut ex: Box<Exchange>, idle: Option<Duration>, drain: Option<Arc<Drain>>) {
+        let ticket = drain.as_ref().map(Drain::enter);
         tokio::spawn(async move {
             let Self { client, io } = self;
-            let killed = async {
-                match &life {
-                    Some(life) => life.killed().await,
-                    None => std::future::pending().await,
+            let copied = async {
+                match client.await {
+                    Ok(client) => copy(TokioIo::new(client), io, idle).await,
+                    Err(_) => (End::Aborted, 0),
                 }
             };
-            let end = match client.await {
-                Ok(client) => {
-                    let (end, out) = copy(TokioIo::new(client), io, idle, killed).await;
-                    ex.tally.bytes_out = out;
-                    end
-                }
-                Err(_) => End::Aborted,
+            let (end, out) = match drain {
+                None => copied.await,
+                Some(drain) => tokio::select! {
+                    ended = copied => ended,
+                    () = drain.reached(Phase::Kill) => (End::Cut(Reason::Draining), 0),
+                },
             };
+            ex.tally.bytes_out = out;
             ledger::close(ex, end);
+            drop(ticket);
         });
     }
 }
 
 /// Bytes to the client are counted.
-async fn copy<C>(
-    client: C,
-    upstream: Box<dyn Io>,
-    idle: Option<Duration>,
-    killed: impl Future<Output = ()>,
-) -> (End, u64)
+async fn copy<C>(client: C, upstream: Box<dyn Io>, idle: Option<Duration>) -> (End, u64)
 where
     C: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
 {
@@ -147,16 +145,15 @@ where
     let pumps = async {
         tokio::join!(pump(&mut client_in, &mut up_out, &last, &none), pump(&mut up_in, &mut client_out, &last, &out))
     };
-    let still = async {
-        match idle {
-            Some(idle) => stand_still(&last, idle).await,
-            None => std::future::pending().await,
+    let end = match idle {
+        None => {
+            pumps.await;
+            End::Complete
         }
-    };
-    let end = tokio::select! {
-        _ = pumps => End::Complete,
-        () = still => End::Cut(Reason::IdleTimeout),
-        () = killed => End::Cut(Reason::Draining),
+        Some(idle) => tokio::select! {
+            _ = pumps => End::Complete,
+            () = stand_still(&last, idle) => End::Cut(Reason::IdleTimeout),
+        },
     };
     (end, out.into_inner())
 }
