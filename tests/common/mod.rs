@@ -1,6 +1,11 @@
 //! What black-box tests share: the built binary as a process, endpoints it can call, and raw bytes to throw at it.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+pub mod authority;
+pub mod backend;
+pub mod load;
+pub mod streams;
+
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
