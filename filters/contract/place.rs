@@ -74,11 +74,8 @@ impl Place {
             }
             Self::Query(name) => {
                 let kept: Vec<&str> = parameters(rq).filter(|p| !is_named(p, name)).collect();
-                let target = if kept.is_empty() {
-                    rq.path().to_owned()
-                } else {
-                    format!("{}?{}", rq.path(), kept.join("&"))
-                };
+                let target =
+                    if kept.is_empty() { rq.path().to_owned() } else { format!("{}?{}", rq.path(), kept.join("&")) };
                 rq.target = PathAndQuery::try_from(target).expect("parts of a valid target are a valid target");
             }
         }

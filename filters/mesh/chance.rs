@@ -26,7 +26,6 @@ impl Dice {
         mix(self.0)
     }
     /// A number below `n`, which is not zero. The bias is below `n / 2^32`.
-    #[expect(clippy::cast_possible_truncation, reason = "the product is below n * 2^32, so the quotient is below n")]
     pub const fn below(&mut self, n: usize) -> usize {
         (((self.roll() >> 32) * n as u64) >> 32) as usize
     }

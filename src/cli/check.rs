@@ -33,7 +33,7 @@ pub fn check(sources: &[Source], view: &View) -> ExitCode {
         (false, Format::Text) => {
             eprint!("{}", config::text(&plan.files, "warning", &plan.warnings));
             print(&format!(
-                "good: {} listeners, {} routes, {} services\n",
+                "good (listeners: {}, routes: {}, services: {})\n",
                 plan.listeners.len(),
                 plan.routes.len(),
                 plan.services.len()

@@ -149,12 +149,8 @@ fn complete(root: &mut Shown, entry: &Entry, schema: &Schema<'_>) {
             for service in root.sections("services") {
                 if let Some(section) = service.get_mut(name) {
                     schema.apply(section);
-                } else if let Kind::Map(map) = &mut service.kind {
-                    let mut section = Shown { kind: Kind::Map(Vec::new()), default: true };
-                    schema.apply(&mut section);
-                    if matches!(&section.kind, Kind::Map(m) if !m.is_empty()) {
-                        map.push((name.to_owned(), section));
-                    }
+                } else if let (Kind::Map(map), Some(section)) = (&mut service.kind, schema.defaults()) {
+                    map.push((name.to_owned(), section));
                 }
             }
         }
@@ -198,6 +194,23 @@ impl<'a> Schema<'a> {
         None
     }
 
+    fn requires(self, key: &str) -> bool {
+        self.schema.get("required").and_then(Value::as_array).is_some_and(|all| all.iter().any(|r| r == key))
+    }
+
+    /// The defaults of a section that is not written and acts all the same; nullable sections do not.
+    fn defaults(self) -> Option<Shown> {
+        if self.schema.get("anyOf").or_else(|| self.schema.get("oneOf")).is_some() {
+            return None;
+        }
+        let mut section = Shown { kind: Kind::Map(Vec::new()), default: true };
+        if self.of(&section).is_none_or(|s| s.schema.get("required").is_some()) {
+            return None;
+        }
+        self.apply(&mut section);
+        Some(section).filter(|s| matches!(&s.kind, Kind::Map(m) if !m.is_empty()))
+    }
+
     fn fits(self, shown: &Shown) -> bool {
         let is = |name: &str| match self.schema.get("type") {
             Some(Value::String(t)) => t == name,
@@ -231,9 +244,15 @@ impl<'a> Schema<'a> {
                     }
                 }
                 for (key, schema) in properties.into_iter().flatten() {
-                    let Some(default) = schema.get("default").filter(|d| !d.is_null()) else { continue };
-                    if !map.iter().any(|(k, _)| k == key) {
-                        map.push((key.clone(), Shown::default(default)));
+                    if map.iter().any(|(k, _)| k == key) || here.requires(key) {
+                        continue;
+                    }
+                    if let Some(default) = schema.get("default") {
+                        if !default.is_null() {
+                            map.push((key.clone(), Shown::default(default)));
+                        }
+                    } else if let Some(section) = here.at(schema).defaults() {
+                        map.push((key.clone(), section));
                     }
                 }
             }
@@ -251,7 +270,7 @@ impl<'a> Schema<'a> {
 fn hide(shown: &mut Shown) {
     match &mut shown.kind {
         Kind::Scalar(Value::String(s)) if !points_to_env(s) => *s = REDACTED.to_owned(),
-        Kind::Scalar(Value::Null | Value::String(_)) => {}
+        Kind::Scalar(Value::Null | Value::Bool(_) | Value::String(_)) => {}
         Kind::Scalar(other) => *other = Value::String(REDACTED.to_owned()),
         Kind::Seq(items) => items.iter_mut().for_each(hide),
         Kind::Map(map) => {
@@ -272,8 +291,7 @@ fn points_to_env(text: &str) -> bool {
 
 /// The second net, for schemas that do not say what is secret: names of keys, and passwords in URLs.
 fn redact(shown: &mut Shown, key: &str) {
-    const NAMES: [&str; 8] =
-        ["apikeys", "secret", "password", "passphrase", "privatekey", "credentials", "inline", "authtoken"];
+    const NAMES: [&str; 7] = ["apikeys", "secret", "password", "passphrase", "privatekey", "inline", "authtoken"];
     let lower = key.to_ascii_lowercase();
     if NAMES.iter().any(|n| lower.ends_with(n)) {
         hide(shown);

@@ -259,7 +259,7 @@ fn defaults_are_marked_and_what_is_written_is_not() {
         "    connectTimeout: 1s # default\n",
         "      policy: peak-ewma # default\n",
         // A gate's schema gives the defaults of a section that is not written.
-        "    retry: # default\n      attempts: 1 # default\n      backoff: 25ms # default\n",
+        "    retry: # default\n      attempts: 1 # default\n      backoff: 25ms # default\n      budget: # default\n        percent: 20% # default\n",
         "  workers: auto # default\n",
     ] {
         assert!(shown.contains(line), "{line}\n{shown}");
@@ -320,6 +320,33 @@ fn the_schema_knows_every_key_of_every_entry() {
     for found in references.captures_iter(&text) {
         at(&format!("/$defs/{}", &found[1]));
     }
+}
+
+#[test]
+fn with_the_real_filters_examples_are_good_and_survive_the_effective_view() {
+    use onehop_filters::BUILTIN;
+    let whole = [("edge", EDGE), ("sidecar", SIDECAR), ("bff", BFF)];
+    let examples = BUILTIN.iter().map(|e| (e.name, e.example)).filter(|(_, text)| !text.is_empty());
+    let mut wrong = String::new();
+    for (name, text) in examples.chain(whole.into_iter().filter(|_| !BUILTIN.is_empty())) {
+        let plan = match read(text, BUILTIN) {
+            Ok(plan) => plan,
+            Err(report) => {
+                wrong += &format!("--- {name}\n{report}");
+                continue;
+            }
+        };
+        let shown = effective(&plan, BUILTIN);
+        if shown.contains("[redacted]") {
+            continue;
+        }
+        match read(&shown, BUILTIN) {
+            Ok(again) if effective_json(&plan, BUILTIN) == effective_json(&again, BUILTIN) => {}
+            Ok(_) => wrong += &format!("--- {name}: the effective view means something else\n{shown}"),
+            Err(report) => wrong += &format!("--- {name}: its effective view is refused\n{report}"),
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong}");
 }
 
 #[test]

@@ -66,6 +66,13 @@ impl Handle {
         Pin::new(&mut this.io).poll_flush(cx)
     }
 
+    /// Closes in good order as far as that needs no waiting: the client owes us nothing any more.
+    pub fn close_now(&self, cx: &mut Context<'_>) {
+        if self.poll_out(cx).is_ready() {
+            let _ = Pin::new(&mut self.lock().io).poll_shutdown(cx);
+        }
+    }
+
     /// Gives memory back after a burst.
     pub fn shrink(&self) {
         let mut this = self.lock();
@@ -124,10 +131,10 @@ impl Coalesce {
 
     fn write(&mut self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         let total: usize = slices.iter().map(|s| s.len()).sum();
-        if total >= LARGE {
-            if let Poll::Ready(done) = self.write_through(cx, slices) {
-                return Poll::Ready(done);
-            }
+        if total >= LARGE
+            && let Poll::Ready(done) = self.write_through(cx, slices)
+        {
+            return Poll::Ready(done);
         }
         if self.waiting() + total > CAP {
             ready!(self.drain(cx))?;

@@ -8,7 +8,7 @@ pub(super) mod room;
 mod tests;
 mod wire;
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -36,42 +36,46 @@ pub(super) struct Setup<S> {
     pub settings: Arc<Settings>,
 }
 
-impl<S> Clone for Setup<S> {
-    fn clone(&self) -> Self {
-        Self { serve: self.serve.clone(), link: self.link.clone(), settings: self.settings.clone() }
-    }
-}
-
 impl<S: Serve> Setup<S> {
     pub fn closed(&self, why: &'static str) {
         self.serve.closed(&self.link, why);
     }
 }
 
-/// Runs a connection to its end. The HTTP/2 future is boxed, so that an HTTP/1 task does not carry its size.
-pub(super) async fn run<S: Serve>(io: Stream, setup: Setup<S>, first: Alpn, drain: DrainSignal) {
+/// Runs a connection to its end. Rare stages are boxed and common ones borrow: a parked connection is little more than
+/// this future, and each move into a deeper one would add its size again.
+pub(super) fn run<S: Serve>(
+    io: Stream,
+    setup: Setup<S>,
+    first: Alpn,
+    drain: DrainSignal,
+) -> impl Future<Output = ()> + Send {
     let mut gate = Gate::new(io, setup.link.clone(), &setup.settings);
-    let first = match first {
-        Alpn::Unknown if setup.settings.h1 && setup.settings.h2 => Box::pin(sniff(&mut gate, &setup, &drain)).await,
-        Alpn::Unknown if setup.settings.h2 => Some(Alpn::H2),
-        Alpn::Unknown => Some(Alpn::H1),
-        known => Some(known),
-    };
-    match first {
-        Some(Alpn::H2) => {
-            let (io, seen) = gate.into_parts();
-            Box::pin(h2::run(io.with_prefix(Bytes::from(seen)), setup, drain)).await;
+    let mut watch = Watch::new(drain);
+    async move {
+        let first = match first {
+            Alpn::Unknown if setup.settings.h1 && setup.settings.h2 => {
+                Box::pin(sniff(&mut gate, &setup, &mut watch)).await
+            }
+            Alpn::Unknown if setup.settings.h2 => Some(Alpn::H2),
+            Alpn::Unknown => Some(Alpn::H1),
+            known => Some(known),
+        };
+        match first {
+            Some(Alpn::H2) => {
+                let (io, seen) = gate.into_parts();
+                Box::pin(h2::run(io.with_prefix(Bytes::from(seen)), &setup, &mut watch)).await;
+            }
+            Some(_) => h1::run(gate, &setup, &mut watch).await,
+            None => {}
         }
-        Some(_) => h1::run(gate, setup, drain).await,
-        None => {}
     }
 }
 
 /// Reads until the bytes are, or cannot become, the HTTP/2 preface. An idle client may take the idle timeout for its
 /// first byte; a preface that has begun falls under the head timeout.
-async fn sniff<S: Serve>(gate: &mut Gate, setup: &Setup<S>, drain: &DrainSignal) -> Option<Alpn> {
+async fn sniff<S: Serve>(gate: &mut Gate, setup: &Setup<S>, watch: &mut Watch) -> Option<Alpn> {
     let limits = &setup.settings.limits;
-    let mut watch = Watch::new(drain.clone());
     poll_fn(|cx| {
         loop {
             let seen = gate.seen();
@@ -104,7 +108,7 @@ async fn sniff<S: Serve>(gate: &mut Gate, setup: &Setup<S>, drain: &DrainSignal)
                         // The gate says it the HTTP/1 way: what came so far may be the start of `PRI`, or of `PUT`.
                         Some("timeout") if gate.begun().is_some() => Poll::Ready(Some(Alpn::H1)),
                         Some(why) => {
-                            if why != "drain" {
+                            if why == "killed" {
                                 setup.closed(why);
                             }
                             Poll::Ready(None)

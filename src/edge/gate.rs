@@ -78,14 +78,17 @@ pub enum Fill {
 }
 
 impl Gate {
-    pub fn new(io: Stream, link: Arc<Link>, settings: &Settings) -> Self {
+    /// Boxed: it moves in and out of hyper, and futures that hold it stay small.
+    pub fn new(io: Stream, link: Arc<Link>, settings: &Settings) -> Box<Self> {
         let limits = &settings.limits;
         let bounds = Bounds { head: limits.head, target: limits.uri, fields: limits.fields };
-        Self { io, link, bounds, mode: Mode::Head, held: Vec::new(), progress: Progress::default(), eof: false }
+        let progress = Progress::default();
+        Box::new(Self { io, link, bounds, mode: Mode::Head, held: Vec::new(), progress, eof: false })
     }
 
     /// The transport, and bytes read but not handed over.
-    pub fn into_parts(self) -> (Stream, Vec<u8>) {
+    #[expect(clippy::boxed_local, reason = "a gate lives in its box")]
+    pub fn into_parts(self: Box<Self>) -> (Stream, Vec<u8>) {
         (self.io, self.held)
     }
 
@@ -180,7 +183,10 @@ impl Gate {
             }
         }
         let wire = &self.link.wire;
-        wire.held.store(self.eof || !self.held.is_empty(), Relaxed);
+        let held = self.eof || !self.held.is_empty();
+        wire.held.store(held, Relaxed);
+        // hyper may not ask again once the exchange is over: this read is the one that waits for the next head.
+        wire.idle.store(!held && matches!(self.mode, Mode::Head), Relaxed);
         if self.eof && wire.eof_since.load(Relaxed) == 0 {
             wire.eof_since.store(now().0.max(1), Relaxed);
         }
@@ -321,10 +327,10 @@ impl Gate {
     /// Informational responses go out before anything else: what came before them was flushed before the service was
     /// called, and the final answer comes after.
     fn poll_interim(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let link = self.link.clone();
-        if !link.wire.has_interim.load(Relaxed) {
+        if !self.link.wire.has_interim.load(Relaxed) {
             return Poll::Ready(Ok(()));
         }
+        let link = self.link.clone();
         let mut queue = link.wire.interim.lock();
         while !queue.is_empty() {
             let written = Pin::new(&mut self.io).poll_write(cx, &queue);

@@ -16,7 +16,7 @@ use hyper_util::rt::TokioIo;
 use onehop_filters::contract::{Fault, Moment, Reason, now};
 
 use super::conn::{Exchange, Framing, Setup, Watch, Wire, after, answer, last_word, linger};
-use super::drain_signal::{DrainSignal, Phase};
+use super::drain_signal::Phase;
 use super::gate::{self, Fill, Gate};
 use super::serve::{Link, Serve, Settings};
 
@@ -27,13 +27,12 @@ const FIELDS: usize = 100;
 
 /// Serves until the connection ends. Between busy spells ("parked") all that is left is the gate and this small
 /// future; a head arrives whole before hyper is built, so a slow one costs its own bytes only.
-pub async fn run<S: Serve>(mut gate: Gate, setup: Setup<S>, drain: DrainSignal) {
-    let mut watch = Watch::new(drain);
+pub async fn run<S: Serve>(mut gate: Box<Gate>, setup: &Setup<S>, watch: &mut Watch) {
     let mut idle_since = now();
     loop {
-        let head = poll_fn(|cx| await_head(&mut gate, &setup.settings, &mut watch, idle_since, cx)).await;
+        let head = poll_fn(|cx| await_head(&mut gate, &setup.settings, watch, idle_since, cx)).await;
         let end = match head {
-            Head::Complete => Box::pin(busy(gate, &setup, &mut watch)).await,
+            Head::Complete => Box::pin(busy(gate, setup, watch)).await,
             Head::Refused => End::Refused(gate),
             Head::Over(why) => {
                 if let Some(why) = why {
@@ -47,7 +46,7 @@ pub async fn run<S: Serve>(mut gate: Gate, setup: Setup<S>, drain: DrainSignal) 
                 setup.link.wire.parked.fetch_add(1, Relaxed);
                 (gate, idle_since) = (parked, since);
             }
-            End::Refused(gate) => return Box::pin(refuse(gate, &setup)).await,
+            End::Refused(gate) => return Box::pin(refuse(gate, setup)).await,
             End::Linger(gate) => return Box::pin(linger(gate.into_parts().0)).await,
             End::Over => return,
         }
@@ -55,7 +54,7 @@ pub async fn run<S: Serve>(mut gate: Gate, setup: Setup<S>, drain: DrainSignal) 
 }
 
 /// Says why, in one last response.
-async fn refuse<S: Serve>(gate: Gate, setup: &Setup<S>) {
+async fn refuse<S: Serve>(gate: Box<Gate>, setup: &Setup<S>) {
     let fault = setup.link.wire.take_fault().unwrap_or_else(|| Fault::new(Reason::BadRequest));
     let words = setup.serve.reject(&setup.link, &fault);
     setup.closed("refused");
@@ -100,10 +99,10 @@ fn await_head(
 }
 
 enum End {
-    Idle(Gate, Moment),
-    Refused(Gate),
+    Idle(Box<Gate>, Moment),
+    Refused(Box<Gate>),
     /// Answered, with input that nobody read.
-    Linger(Gate),
+    Linger(Box<Gate>),
     Over,
 }
 
@@ -116,7 +115,7 @@ enum Turn {
 }
 
 /// With hyper: from a whole head to the next quiet spell.
-async fn busy<S: Serve>(gate: Gate, setup: &Setup<S>, watch: &mut Watch) -> End {
+async fn busy<S: Serve>(gate: Box<Gate>, setup: &Setup<S>, watch: &mut Watch) -> End {
     let (link, settings) = (&setup.link, &setup.settings);
     let wire = &link.wire;
     let service = {
@@ -172,7 +171,7 @@ async fn busy<S: Serve>(gate: Gate, setup: &Setup<S>, watch: &mut Watch) -> End 
             if wire.reset.load(Relaxed) {
                 gate.into_parts().0.reset_on_close();
                 End::Over
-            } else if result.is_ok() && gate.unread() {
+            } else if result.is_ok() && (gate.unread() || wire.leaving.load(Relaxed)) {
                 End::Linger(gate)
             } else {
                 End::Over

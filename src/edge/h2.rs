@@ -2,6 +2,8 @@
 
 pub(super) mod exec;
 pub(super) mod frames;
+#[cfg(test)]
+mod tests;
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -22,7 +24,7 @@ pub(super) use self::frames::PREFACE;
 use self::frames::Work;
 use super::coalesce::Handle;
 use super::conn::{Framing, Setup, Watch, Wire, after, answer};
-use super::drain_signal::{DrainSignal, Phase};
+use super::drain_signal::Phase;
 use super::serve::{Serve, Settings};
 use super::stream::Stream;
 
@@ -35,7 +37,7 @@ const SEND_BUFFER: usize = 64 * 1024;
 const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Serves until the connection ends.
-pub async fn run<S: Serve>(io: Stream, setup: Setup<S>, drain: DrainSignal) {
+pub async fn run<S: Serve>(io: Stream, setup: &Setup<S>, watch: &mut Watch) {
     let settings = setup.settings.clone();
     let link = setup.link.clone();
     link.wire.head_since.store(0, Relaxed);
@@ -49,7 +51,6 @@ pub async fn run<S: Serve>(io: Stream, setup: Setup<S>, drain: DrainSignal) {
         })
     };
     let mut conn = builder(&settings, streams).serve_connection(TokioIo::new(handle.clone()), service);
-    let mut watch = Watch::new(drain);
     let mut clocks = Clocks::new();
     let over = poll_fn(|cx| {
         let (phase, fresh) = watch.phase(cx);
@@ -87,7 +88,13 @@ pub async fn run<S: Serve>(io: Stream, setup: Setup<S>, drain: DrainSignal) {
     })
     .await;
     match over {
-        Over::Quiet => {}
+        Over::Quiet => {
+            poll_fn(|cx| {
+                handle.close_now(cx);
+                Poll::Ready(())
+            })
+            .await;
+        }
         Over::Ended(why) => setup.closed(if link.wire.panicked.load(Relaxed) { "panic" } else { why }),
         Over::Cut(why) => {
             handle.lock().reset_on_close();

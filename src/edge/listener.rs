@@ -3,32 +3,29 @@
 //! A socket belongs to its address and to nothing else: what a listener is, TLS and protocols included, each accepted
 //! connection loads anew. A reload keeps the sockets of all addresses that stay, since closing one would reset whoever
 //! the kernel has just let in; new addresses are bound before old ones close; one that cannot be bound changes nothing.
-//! Where TLS or the protocols of an address change, connections of the old kind drain.
+//! Where TLS, the protocols or what is asked of callers change, connections of the old kind drain.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
-use onehop_filters::contract::metrics::{Counter, Gauge, Registry};
-use onehop_filters::contract::{ConfigError, now};
+use onehop_filters::contract::ConfigError;
+use onehop_filters::contract::metrics::Registry;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
 use super::accept::{Acceptance, Handler, Socket};
 use super::listener_bind::{Bound, UnixFile};
+use super::listener_state::{Counts, Port};
+pub use super::listener_state::{ListenerState, Settings};
 use super::serve;
-use super::tls::{Acceptor, Stamps, Tickets};
+use super::tls::Tickets;
 use super::tls_certs::CertInfo;
-use crate::config::plan::{Bind, Capture, Lifecycle, Listener, TlsIdentity};
+use crate::config::plan::{Bind, Listener, TlsIdentity};
 use crate::runtime::{Drain, Phase};
 
 /// How often certificate files are looked at.
 const CERTIFICATE_POLL: Duration = Duration::from_secs(5);
-/// What connections get to end in once they are told to end now.
-const LAST_WORDS: Duration = Duration::from_secs(1);
-
 /// Every listening socket of the process. Changed from the control thread only, one change at a time.
 pub struct ListenerSet {
     workers: Arc<[Handle]>,
@@ -37,12 +34,12 @@ pub struct ListenerSet {
     /// The whole process: `/readyz` follows it. Connections follow their listener's.
     pub drain: Arc<Drain>,
     /// Taken by the control thread, and by admin views on the same thread.
-    inner: Mutex<Inner>,
+    pub(super) inner: Mutex<Inner>,
 }
 
 #[derive(Default)]
-struct Inner {
-    live: BTreeMap<Key, Live>,
+pub(super) struct Inner {
+    pub(super) live: BTreeMap<Key, Live>,
     /// Closed listeners whose connections are still ending.
     retired: Vec<Arc<ListenerState>>,
     /// By listener name; never dropped, so that a listener that comes back still knows its clients.
@@ -51,135 +48,16 @@ struct Inner {
 
 /// What a socket belongs to.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct Key {
+pub(super) struct Key {
     bind: Bind,
     /// Port 0 may be asked for many times and is another port each time.
     name: Option<Arc<str>>,
 }
 
-struct Live {
-    port: Arc<Port>,
+pub(super) struct Live {
+    pub(super) port: Arc<Port>,
     /// Removes the file when the listener closes.
     _file: Option<UnixFile>,
-}
-
-/// The sockets of one address, as those who accept from them see them.
-pub(super) struct Port {
-    state: ArcSwap<ListenerState>,
-    /// Draining: accept no more.
-    pub(super) open: Arc<Drain>,
-    /// For balanced accept: whose turn it is.
-    pub(super) turn: AtomicUsize,
-}
-
-impl Port {
-    /// The listener of now.
-    pub(super) fn listener(&self) -> Arc<ListenerState> {
-        self.state.load_full()
-    }
-}
-
-/// A listener as its connections see it.
-pub struct ListenerState {
-    settings: ArcSwap<Settings>,
-    /// Where it really listens.
-    pub address: Bind,
-    /// Its own end, and its live connections.
-    pub drain: Arc<Drain>,
-    /// The certificate files that were refused last, and why. Control thread only.
-    refused: Mutex<Option<(Stamps, String)>>,
-}
-
-/// What a configuration says about a listener; loaded once for each connection.
-pub struct Settings {
-    /// The listener.
-    pub plan: Arc<Listener>,
-    /// Its TLS side, if it has one.
-    pub tls: Option<Arc<Acceptor>>,
-    /// What holds for its connections.
-    pub edge: Arc<serve::Settings>,
-    pub(super) counts: Counts,
-    identity: Option<TlsIdentity>,
-    tickets: Option<Tickets>,
-}
-
-#[derive(Clone)]
-/// What is counted of one listener.
-pub(super) struct Counts {
-    pub(super) accepted: Counter,
-    pub(super) over_limit: Counter,
-    pub(super) proxy_failed: Counter,
-    pub(super) tls_failed: Counter,
-    pub(super) timed_out: Counter,
-    pub(super) open: Gauge,
-    refused_certificates: Counter,
-}
-
-impl Counts {
-    fn new(metrics: &Registry, listener: &str) -> Self {
-        let name = ("listener", listener);
-        let counter = |outcome| {
-            let help = "Connections, by what became of them before their first request.";
-            metrics.counter("onehop_connections_total", help, &[name, ("outcome", outcome)])
-        };
-        Self {
-            accepted: counter("accepted"),
-            over_limit: counter("over-limit"),
-            proxy_failed: counter("proxy-failed"),
-            tls_failed: counter("tls-failed"),
-            timed_out: counter("timed-out"),
-            open: metrics.gauge("onehop_connections_open", "Connections that are open.", &[name]),
-            refused_certificates: metrics.counter(
-                "onehop_certificate_reload_failures_total",
-                "Changed certificate files that could not be used.",
-                &[name],
-            ),
-        }
-    }
-}
-
-impl ListenerState {
-    fn new(settings: Settings, address: Bind) -> Self {
-        Self { settings: ArcSwap::from_pointee(settings), address, drain: Drain::new(), refused: Mutex::default() }
-    }
-
-    /// The settings of now.
-    #[must_use]
-    pub fn settings(&self) -> Arc<Settings> {
-        self.settings.load_full()
-    }
-
-    /// Why the newest certificate files are not in use, if they are not.
-    #[must_use]
-    pub fn certificate_error(&self) -> Option<String> {
-        self.refused.lock().as_ref().map(|(_, why)| why.clone())
-    }
-}
-
-impl Settings {
-    /// Reads the certificates of a listener, as it would when it opens.
-    ///
-    /// # Errors
-    /// A certificate, key or CA cannot be used.
-    pub fn check(plan: &Listener, identity: Option<&TlsIdentity>) -> Result<(), ConfigError> {
-        let tickets = Tickets::new().map_err(|e| ConfigError::at(plan.span, format!("tls: {e}")))?;
-        Self::acceptor(plan, identity, Some(&tickets)).map(drop)
-    }
-
-    /// Whether a connection that was accepted under one may go on under the other.
-    fn same_kind(&self, other: &Self) -> bool {
-        let kind = |s: &Self| (s.tls.is_some(), s.plan.h1, s.plan.h2);
-        kind(self) == kind(other)
-    }
-
-    fn acceptor(
-        plan: &Listener,
-        identity: Option<&TlsIdentity>,
-        tickets: Option<&Tickets>,
-    ) -> Result<Option<Arc<Acceptor>>, ConfigError> {
-        let (Some(tls), Some(tickets)) = (&plan.tls, tickets) else { return Ok(None) };
-        Acceptor::build(plan, tls, identity, tickets).map(|a| Some(Arc::new(a)))
-    }
 }
 
 impl Key {
@@ -239,8 +117,8 @@ impl ListenerSet {
                 }),
             };
             let settings = Settings {
-                edge: Arc::new(serve::Settings::from(&**plan)),
                 tls: Settings::acceptor(plan, identity, tickets.as_ref())?,
+                edge: Arc::new(serve::Settings::from(&**plan)),
                 plan: plan.clone(),
                 counts: Counts::new(&self.metrics, &plan.name),
                 identity: identity.cloned(),
@@ -283,55 +161,10 @@ impl ListenerSet {
         self.everything().iter().map(|l| l.drain.live()).sum()
     }
 
-    fn everything(&self) -> Vec<Arc<ListenerState>> {
+    pub(super) fn everything(&self) -> Vec<Arc<ListenerState>> {
         let mut inner = self.inner.lock();
-        inner.retired.retain(|l| l.drain.live() > 0);
+        inner.forget();
         inner.live.values().map(|l| l.port.listener()).chain(inner.retired.iter().cloned()).collect()
-    }
-
-    /// Ends the process's service: unready, then no new connections, then waits for those that are left, then ends them.
-    /// True if none had to be ended. Dropped halfway (a second signal), [`ListenerSet::kill`] ends the rest.
-    pub async fn drain(&self, how: &Lifecycle) -> bool {
-        self.drain.advance(Phase::Unready);
-        tokio::time::sleep(how.unready).await;
-        self.drain.advance(Phase::Draining);
-        let until = now() + how.drain;
-        let (outbound, inbound): (Vec<_>, Vec<_>) = self
-            .everything()
-            .into_iter()
-            .partition(|l| how.outbound_until_app_exits && l.settings().plan.capture == Some(Capture::Outbound));
-        self.close(|state| inbound.iter().any(|l| Arc::ptr_eq(l, state)));
-        let mut idle = true;
-        // The application behind the inbound side still calls out while it finishes: outbound closes last.
-        for listener in inbound.iter().chain(&outbound) {
-            idle &= listener.drain.wait_idle(until).await;
-        }
-        self.close(|_| true);
-        for listener in &outbound {
-            idle &= listener.drain.wait_idle(until).await;
-        }
-        self.kill().await;
-        idle
-    }
-
-    /// Ends everything now, but for the moment that a last write takes.
-    pub async fn kill(&self) {
-        self.drain.advance(Phase::Kill);
-        self.close(|_| true);
-        let until = now() + LAST_WORDS;
-        for listener in self.everything() {
-            listener.drain.advance(Phase::Kill);
-            listener.drain.wait_idle(until).await;
-        }
-    }
-
-    fn close(&self, which: impl Fn(&Arc<ListenerState>) -> bool) {
-        let mut inner = self.inner.lock();
-        let (closing, open) =
-            std::mem::take(&mut inner.live).into_iter().partition(|(_, live)| which(&live.port.listener()));
-        inner.live = open;
-        let closing: BTreeMap<_, _> = closing;
-        closing.into_values().for_each(|live| inner.retire(live));
     }
 
     /// Looks at certificate files for as long as the set exists. For the control thread.
@@ -352,49 +185,19 @@ impl ListenerSet {
     }
 }
 
-impl ListenerState {
-    fn reload_certificates(&self) {
-        let settings = self.settings.load_full();
-        let Some(old) = settings.tls.as_ref().filter(|tls| tls.stale()) else {
-            // Also when broken files were put back as they were.
-            *self.refused.lock() = None;
-            return;
-        };
-        let seen = old.files_now();
-        let mut refused = self.refused.lock();
-        if refused.as_ref().is_some_and(|(files, _)| *files == seen) {
-            return;
-        }
-        let plan = &settings.plan;
-        match Settings::acceptor(plan, settings.identity.as_ref(), settings.tickets.as_ref()) {
-            Err(e) => {
-                tracing::error!(listener = %plan.name, error = %e.message, "changed certificate files are not used");
-                settings.counts.refused_certificates.inc();
-                *refused = Some((seen, e.message));
-            }
-            Ok(tls) => {
-                *refused = None;
-                let fresh = Settings {
-                    edge: settings.edge.clone(),
-                    tls,
-                    plan: plan.clone(),
-                    counts: settings.counts.clone(),
-                    identity: settings.identity.clone(),
-                    tickets: settings.tickets.clone(),
-                };
-                // A configuration that was published meanwhile has read the files itself.
-                self.settings.compare_and_swap(&settings, Arc::new(fresh));
-                tracing::info!(listener = %plan.name, "changed certificate files are in use");
-            }
-        }
-    }
-}
-
 impl Inner {
     /// Closes sockets.
-    fn retire(&mut self, live: Live) {
+    pub(super) fn retire(&mut self, live: Live) -> Arc<Port> {
+        let listener = live.port.listener();
+        tracing::info!(listener = %listener.settings().plan.name, "listener closed");
         live.port.open.advance(Phase::Draining);
-        self.drain(live.port.listener());
+        self.drain(listener);
+        live.port
+    }
+
+    /// Forgets closed listeners that nobody knows any more: no connection, and no socket that may still bring one.
+    fn forget(&mut self) {
+        self.retired.retain(|l| Arc::strong_count(l) > 1);
     }
 
     /// Lets the connections of a listener end.
@@ -416,11 +219,8 @@ impl Staged {
             // One change at a time: what was there when this was staged still is.
             if let Some(live) = inner.live.remove(&key) {
                 let listener = live.port.listener();
-                if listener.settings().same_kind(&settings) {
-                    listener.settings.store(Arc::new(settings));
-                    *listener.refused.lock() = None;
-                } else {
-                    live.port.state.store(Arc::new(ListenerState::new(settings, listener.address.clone())));
+                if let Err(settings) = listener.adopt(settings) {
+                    live.port.state.store(Arc::new(ListenerState::new(*settings, listener.address.clone())));
                     inner.drain(listener);
                 }
                 next.insert(key, live);
@@ -431,22 +231,25 @@ impl Staged {
         }
         let gone = std::mem::replace(&mut inner.live, next);
         for live in gone.into_values() {
-            tracing::info!(listener = %live.port.listener().settings().plan.name, "listener closed");
             inner.retire(live);
         }
-        inner.retired.retain(|l| l.drain.live() > 0);
+        inner.forget();
     }
 }
 
 impl ListenerSet {
     fn open(&self, bound: Bound, settings: Settings) -> Live {
         let name = settings.plan.name.clone();
-        let state = Arc::new(ListenerState::new(settings, bound.address()));
-        tracing::info!(listener = %name, address = ?state.address, "listening");
-        let port = Arc::new(Port { state: ArcSwap::new(state), open: Drain::new(), turn: AtomicUsize::new(0) });
+        let address = bound.address();
+        tracing::info!(listener = %name, ?address, "listening");
+        let port = Port::new(ListenerState::new(settings, address));
         let start = |worker: &Handle, socket: Listening| {
-            let acceptor =
-                Acceptance { port: port.clone(), handler: self.handler.clone(), workers: self.workers.clone() };
+            let acceptor = Acceptance {
+                port: port.clone(),
+                handler: self.handler.clone(),
+                workers: self.workers.clone(),
+                _busy: port.open.enter(),
+            };
             let name = name.clone();
             worker.spawn(async move {
                 match socket.register() {

@@ -4,10 +4,10 @@ use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use crate::config::plan::Bind;
 
@@ -86,7 +86,7 @@ impl UnixFile {
         let staged = PathBuf::from(staged);
         let _ = fs::remove_file(&staged);
         let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
-        socket.bind(&socket2::SockAddr::unix(&staged)?)?;
+        socket.bind(&SockAddr::unix(&staged)?)?;
         let m = fs::symlink_metadata(&staged)?;
         let file = Self { path: path.to_owned(), staged: Some(staged.clone()), own: (m.dev(), m.ino()) };
         // Before it listens, hence before anybody can connect.
@@ -106,7 +106,12 @@ impl UnixFile {
 
 /// A stale socket file answers nobody. Any other failure (no permission, a full backlog) means that somebody is there.
 fn answers(path: &Path) -> bool {
-    !matches!(UnixStream::connect(path), Err(e) if e.kind() == io::ErrorKind::ConnectionRefused)
+    let knock = || {
+        // Nonblocking, or a neighbour with a full backlog would stop this thread.
+        let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
+        socket.connect(&SockAddr::unix(path)?)
+    };
+    !matches!(knock(), Err(e) if e.kind() == io::ErrorKind::ConnectionRefused)
 }
 
 impl Drop for UnixFile {

@@ -1,6 +1,7 @@
 //! Listeners, TLS, the gate under hyper, connections, drain.
 
 pub mod accept;
+mod accept_greet;
 pub mod accept_io;
 pub mod body;
 mod coalesce;
@@ -11,6 +12,8 @@ mod h1;
 mod h2;
 pub mod listener;
 mod listener_bind;
+mod listener_drain;
+mod listener_state;
 pub mod proxy_protocol;
 pub mod serve;
 pub mod stream;

@@ -134,13 +134,13 @@ pub enum Alpn {
 }
 
 /// Serves one connection until it ends. Dropping the future cuts it.
-pub async fn serve<S: Serve>(
+pub fn serve<S: Serve>(
     io: Stream,
     serve: Arc<S>,
     link: Arc<Link>,
     settings: Arc<Settings>,
     first: Alpn,
     drain: DrainSignal,
-) {
-    conn::run(io, conn::Setup { serve, link, settings }, first, drain).await;
+) -> impl Future<Output = ()> + Send {
+    conn::run(io, conn::Setup { serve, link, settings }, first, drain)
 }

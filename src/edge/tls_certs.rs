@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustls::sign::CertifiedKey;
 use rustls::{Error, InconsistentKeys};
@@ -125,6 +126,9 @@ impl Certificate {
         };
         let (dns, ips, info) =
             describe(listener, cert, leaf).map_err(|why| format!("certificate file {}: {why}", cert.display()))?;
+        if info.not_after < now_unix() {
+            tracing::warn!(listener = %listener, file = %cert.display(), "this certificate has expired");
+        }
         let private = private_key(key)?;
         let signer =
             PROVIDER.key_provider.load_private_key(private).map_err(|e| format!("key file {}: {e}", key.display()))?;
@@ -161,6 +165,11 @@ impl Certificate {
             }
         })
     }
+}
+
+fn now_unix() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
 
 fn private_key(file: &Path) -> Result<PrivateKeyDer<'static>, String> {

@@ -1,1 +1,174 @@
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
+use super::*;
+
+/// The first available endpoint.
+struct First;
+struct Picked(Arc<[Arc<Endpoint>]>);
+
+impl Balance for First {
+    fn index(&self, endpoints: Arc<[Arc<Endpoint>]>) -> Box<dyn Picker> {
+        Box::new(Picked(endpoints))
+    }
+}
+
+impl Picker for Picked {
+    fn pick(&self, cx: &Pick<'_>) -> Option<Arc<Endpoint>> {
+        self.0.iter().find(|e| e.available(cx.now)).cloned()
+    }
+}
+
+/// The last one.
+struct Last;
+
+impl Balance for Last {
+    fn index(&self, endpoints: Arc<[Arc<Endpoint>]>) -> Box<dyn Picker> {
+        Box::new(Picked(endpoints.iter().rev().cloned().collect()))
+    }
+}
+
+const SECOND: u64 = 1_000_000_000;
+
+fn cluster() -> Arc<Cluster> {
+    Arc::new(Cluster::new("stock".into(), Arc::new(First), &Registry::default()))
+}
+
+fn found(hosts: &[u8]) -> Vec<Found> {
+    let at = |n: &u8| Address::Tcp(([10, 0, 0, *n], 80).into());
+    hosts.iter().map(|n| Found { address: at(n), weight: 1, zone: "".into(), priority: 0 }).collect()
+}
+
+fn pick(c: &Cluster, at: u64) -> Option<Arc<Endpoint>> {
+    c.pick(&Pick { now: Moment(at), seed: 1, hash: None, tried: &[] })
+}
+
+fn set(c: &Cluster) -> Vec<Arc<Endpoint>> {
+    c.members().endpoints.to_vec()
+}
+
+#[test]
+fn survivors_keep_what_was_learned() {
+    let c = cluster();
+    assert!(pick(&c, 1).is_none());
+    let told = Arc::new(AtomicUsize::new(0));
+    let removed = told.clone();
+    c.on_removed(move |_| {
+        removed.fetch_add(1, Relaxed);
+    });
+    c.update(&found(&[1, 2]), Moment(SECOND));
+    let before = set(&c);
+    before[0].state.tries.store(7, Relaxed);
+    assert!(before.iter().all(|e| e.state.joined.load(Relaxed) == 0), "a first set does not start slowly");
+    let mut next = found(&[3, 1]);
+    next[1].weight = 5;
+    c.update(&next, Moment(2 * SECOND));
+    let after = set(&c);
+    assert!(Arc::ptr_eq(&before[0], &after[1]) && after[1].weight.load(Relaxed) == 5);
+    assert_eq!(after[0].state.joined.load(Relaxed), 2 * SECOND);
+    assert!(before[1].state.draining.load(Relaxed) && told.load(Relaxed) == 1);
+    let generation = c.members().generation;
+    c.update(&next, Moment(3 * SECOND));
+    assert_eq!(c.members().generation, generation, "the same answer changes nothing");
+}
+
+#[test]
+fn an_empty_answer_is_held_and_then_believed() {
+    let c = cluster();
+    c.update(&found(&[1, 2]), Moment(SECOND));
+    c.update(&[], Moment(10 * SECOND));
+    assert_eq!(set(&c).len(), 2);
+    assert!(c.view(Moment(10 * SECOND)).stale.is_some());
+    c.expire(Moment(39 * SECOND));
+    assert_eq!(set(&c).len(), 2);
+    c.update(&found(&[1, 2]), Moment(39 * SECOND));
+    assert!(c.view(Moment(39 * SECOND)).stale.is_none());
+    c.update(&[], Moment(50 * SECOND));
+    c.expire(Moment(79 * SECOND));
+    assert_eq!(set(&c).len(), 2, "the grace begins anew");
+    c.expire(Moment(80 * SECOND));
+    assert!(set(&c).is_empty() && pick(&c, 80 * SECOND).is_none());
+}
+
+#[test]
+fn a_failure_keeps_the_set_and_says_so() {
+    let c = cluster();
+    c.update(&found(&[1]), Moment(SECOND));
+    c.failed("SERVFAIL".into());
+    let view = serde_json::to_value(c.view(Moment(3 * SECOND))).expect("a view is JSON");
+    assert_eq!((&view["stale"], &view["age_ms"]), (&"SERVFAIL".into(), &2000.into()));
+    assert_eq!(view["endpoints"][0]["address"], "10.0.0.1:80");
+    assert!(pick(&c, 3 * SECOND).is_some());
+}
+
+#[test]
+fn a_new_policy_keeps_the_endpoints() {
+    let c = cluster();
+    c.update(&found(&[1, 2]), Moment(SECOND));
+    let before = set(&c);
+    assert_eq!(pick(&c, SECOND).map(|e| e.id), Some(before[0].id));
+    c.rebalance(Arc::new(Last));
+    assert!(Arc::ptr_eq(&before[0], &set(&c)[0]));
+    assert_eq!(pick(&c, SECOND).map(|e| e.id), Some(before[1].id));
+}
+
+#[test]
+fn gates_learn_the_set_now_and_later() {
+    struct Counts(AtomicUsize);
+    impl Gate for Counts {
+        fn members(&self, endpoints: &[Arc<Endpoint>]) {
+            self.0.store(endpoints.len(), Relaxed);
+        }
+    }
+    let c = cluster();
+    c.update(&found(&[1]), Moment(SECOND));
+    let gate = Arc::new(Counts(AtomicUsize::new(0)));
+    let gates: [Arc<dyn Gate>; 1] = [gate.clone()];
+    c.attach(&gates);
+    assert_eq!(gate.0.load(Relaxed), 1);
+    c.update(&found(&[1, 2, 3]), Moment(SECOND));
+    assert_eq!(gate.0.load(Relaxed), 3);
+}
+
+struct Source(watch::Receiver<u8>);
+
+impl Discover for Source {
+    fn watch(&self, report: Report) -> Option<std::pin::Pin<Box<dyn Future<Output = ()> + Send>>> {
+        let mut hosts = self.0.clone();
+        Some(Box::pin(async move {
+            loop {
+                let list = found(&[*hosts.borrow_and_update()]);
+                report.found(list);
+                if hosts.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
+        }))
+    }
+    fn describe(&self) -> String {
+        "test".into()
+    }
+}
+
+#[tokio::test]
+async fn the_same_source_is_followed_on_and_another_replaces_it() {
+    let c = cluster();
+    let (hosts, watched) = watch::channel(1);
+    let source: Arc<dyn Discover> = Arc::new(Source(watched));
+    let first = tokio::spawn(c.follow(&source, "a").expect("the first source"));
+    let reaches = async |n: u8| {
+        let there = async {
+            while set(&c).first().map(|e| e.address.clone()) != Some(found(&[n])[0].address.clone()) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), there).await.expect("in time");
+    };
+    reaches(1).await;
+    assert!(c.follow(&source, "a").is_none(), "it goes on");
+    hosts.send(2).expect("watched");
+    reaches(2).await;
+    let second = tokio::spawn(c.follow(&source, "b").expect("another one"));
+    tokio::time::timeout(Duration::from_secs(10), first).await.expect("the first one ends").expect("in peace");
+    drop(c);
+    tokio::time::timeout(Duration::from_secs(10), second).await.expect("ends with its cluster").expect("in peace");
+}

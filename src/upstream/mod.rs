@@ -139,7 +139,7 @@ impl Upstream {
     }
 
     /// Sends one try. The body is taken once a connection exists and only if it streams; it is put back if the try fails
-    /// while it is still whole.
+    /// while it is still whole. Dropping the future cancels the try, and drops a body that was taken.
     ///
     /// One repetition happens inside: a reused connection that ended before the first byte of an answer is the race
     /// between its close and our request, not a failure of the endpoint. It is repeated on a fresh connection if nothing
@@ -280,7 +280,7 @@ impl Way<'_> {
                 Found::Session(session, connect) => (session, connect),
                 Found::H1(fresh) => return self.h1(fresh, head, body, informational).await,
             };
-            match h2::send(&session, head, body, informational, self.settings.connect_timeout).await {
+            match h2::send(&session, head, body, informational).await {
                 Ok(reply) => return Ok(Reply { reused: connect.is_zero(), connect, ..reply }),
                 Err(failed) => {
                     let whole = !streams || matches!(body, Body::Stream(_));
@@ -332,7 +332,9 @@ impl Way<'_> {
                 (true, _) => {}
             }
         }
-        let session = h2::Session::begin(dialed.wire, open, self.settings.head_limit).await?;
+        let begin = h2::Session::begin(dialed.wire, open, self.settings.head_limit);
+        let patience = self.settings.connect_timeout.saturating_sub(took);
+        let session = tokio::time::timeout(patience, begin).await.unwrap_or_else(|_| Err(too_slow()))?;
         self.shard.add(id, session.clone());
         Ok(Found::Session(session, now().since(from)))
     }

@@ -42,9 +42,10 @@ fn build(node: &Node, build: &mut Build<'_>) -> Result<Arc<dyn Authenticator>, C
     let config: Config = node.read()?;
     let place = match (config.header, config.query, config.cookie) {
         (None, None, None) => Place::Header(HeaderName::from_static("x-api-key")),
-        (Some(header), None, None) => Place::Header(HeaderName::try_from(&header.value).map_err(|_| {
-            ConfigError::at(header.span, format!("`{}` is not a header name", header.value))
-        })?),
+        (Some(header), None, None) => Place::Header(
+            HeaderName::try_from(&header.value)
+                .map_err(|_| ConfigError::at(header.span, format!("`{}` is not a header name", header.value)))?,
+        ),
         (None, Some(name), None) => Place::Query(name.value.into()),
         (None, None, Some(name)) => Place::Cookie(name.value.into()),
         _ => return Err(ConfigError::at(node.span, "exactly one of `header`, `query`, `cookie` may stand here")),

@@ -1,7 +1,7 @@
 //! One small GET for a key set: no redirects, no cookies, bounded in time and size.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -26,7 +26,13 @@ pub struct Remote {
     uri: Uri,
     host: String,
     port: u16,
-    tls: Option<Arc<ClientConfig>>,
+    tls: Option<Trust>,
+}
+
+/// Whom to trust. The system's certificates are read at the first fetch, not by every config that names a URL.
+enum Trust {
+    Own(Arc<ClientConfig>),
+    System(OnceLock<Arc<ClientConfig>>),
 }
 
 impl Remote {
@@ -40,7 +46,10 @@ impl Remote {
         }
         let loopback = host == "localhost" || host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback());
         let tls = match uri.scheme_str() {
-            Some("https") => Some(Arc::new(tls(ca)?)),
+            Some("https") => Some(match ca {
+                Some(ca) => Trust::Own(Arc::new(tls(Some(ca))?)),
+                None => Trust::System(OnceLock::new()),
+            }),
             Some("http") if loopback || plaintext => None,
             Some("http") => return Err(format!("`{url}` is not encrypted: whoever is on the way could forge tokens")),
             _ => return Err(format!("`{url}` is neither https nor http")),
@@ -59,9 +68,19 @@ impl Remote {
 
     async fn exchange(&self) -> Result<Bytes, String> {
         let stream = TcpStream::connect((self.host.as_str(), self.port)).await.map_err(|e| format!("connect: {e}"))?;
-        let Some(tls) = &self.tls else { return self.ask(stream).await };
+        let tls = match &self.tls {
+            None => return self.ask(stream).await,
+            Some(Trust::Own(tls)) => tls.clone(),
+            Some(Trust::System(tls)) => match tls.get() {
+                Some(tls) => tls.clone(),
+                None => {
+                    let made = Arc::new(self::tls(None)?);
+                    tls.get_or_init(|| made).clone()
+                }
+            },
+        };
         let name = ServerName::try_from(self.host.clone()).map_err(|e| format!("host name: {e}"))?;
-        let connector = tokio_rustls::TlsConnector::from(tls.clone());
+        let connector = tokio_rustls::TlsConnector::from(tls);
         self.ask(connector.connect(name, stream).await.map_err(|e| format!("TLS: {e}"))?).await
     }
 

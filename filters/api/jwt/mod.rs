@@ -74,7 +74,10 @@ struct Pass {
 /// What a look at a request gave.
 enum Judged {
     Absent,
-    Good { pass: Arc<Pass>, place: usize },
+    Good {
+        pass: Arc<Pass>,
+        place: usize,
+    },
     Refused(AuthError),
     /// Perhaps good, once newer keys are there.
     UnknownKey,
@@ -83,6 +86,10 @@ enum Judged {
 }
 
 fn build(node: &Node, build: &mut Build<'_>) -> Result<Arc<dyn Authenticator>, ConfigError> {
+    Ok(Arc::new(jwt(node, build)?))
+}
+
+fn jwt(node: &Node, build: &mut Build<'_>) -> Result<Jwt, ConfigError> {
     let config: Config = node.read()?;
     if config.issuer.value.is_empty() {
         return Err(ConfigError::at(config.issuer.span, "the issuer is empty"));
@@ -100,9 +107,13 @@ fn build(node: &Node, build: &mut Build<'_>) -> Result<Arc<dyn Authenticator>, C
     let claims = config
         .claims_to_headers
         .iter()
-        .map(|(claim, field)| Ok((claim.clone(), field_name(field)?)))
+        .map(|(claim, field)| Ok((claim.clone(), claim_field(field)?)))
         .collect::<Result<Vec<_>, ConfigError>>()?;
     let name = build.scope.strip_prefix("identities.").unwrap_or(&build.scope).to_owned();
+    let places = places(config.from.as_ref())?;
+    if let Some((_, field)) = claims.iter().find(|(_, f)| places.contains(&Place::Header(f.clone()))) {
+        return Err(ConfigError::at(node.span, format!("`{field}` carries the token and cannot carry a claim")));
+    }
     let store = store(&config, &name, build)?;
     // Anything that changes what a good token is, or what is made of it, starts with an empty cache.
     let cache = build.keep("tokens", &node.to_json().to_string(), || Cache::new(CACHED));
@@ -110,7 +121,7 @@ fn build(node: &Node, build: &mut Build<'_>) -> Result<Arc<dyn Authenticator>, C
         let labels = [("identity", name.as_str()), ("result", result)];
         build.metrics.counter("onehop_jwt_tokens_total", "Tokens that were judged, by result", &labels)
     };
-    Ok(Arc::new(Jwt {
+    Ok(Jwt {
         rules: Rules {
             issuer: config.issuer.value,
             audiences: config.audiences.value,
@@ -118,7 +129,7 @@ fn build(node: &Node, build: &mut Build<'_>) -> Result<Arc<dyn Authenticator>, C
             typ: config.required_typ,
         },
         algorithms: config.algorithms.value,
-        places: places(config.from)?,
+        places,
         forward: config.forward_token,
         fields: claims.iter().map(|(_, f)| f.clone()).collect(),
         claims,
@@ -130,7 +141,7 @@ fn build(node: &Node, build: &mut Build<'_>) -> Result<Arc<dyn Authenticator>, C
         verified: count("verified"),
         refused: count("refused"),
         name: name.into(),
-    }))
+    })
 }
 
 /// Finds or makes the keys' home. Only a new one gets a background task.
@@ -150,7 +161,8 @@ fn store(config: &Config, name: &str, build: &mut Build<'_>) -> Result<Arc<Store
             }
             let ca = jwks.ca.as_ref().map(|ca| build.path(&ca.value));
             let remote = Remote::new(&url.value, ca.as_deref(), jwks.allow_plaintext).map_err(|e| {
-                ConfigError::at(url.span, e).help("`https://...`; `http` for loopback hosts, or with `allowPlaintext: true`")
+                ConfigError::at(url.span, e)
+                    .help("`https://...`; `http` for loopback hosts, or with `allowPlaintext: true`")
             })?;
             (Source::Remote { remote, refresh }, None)
         }
@@ -212,16 +224,41 @@ fn field_name(name: &Spot<String>) -> Result<HeaderName, ConfigError> {
         .map_err(|_| ConfigError::at(name.span, format!("`{}` is not a header name", name.value)))
 }
 
-fn places(from: Option<Spot<config::From>>) -> Result<Vec<Place>, ConfigError> {
+/// A field that a claim may become: not one that carries credentials or belongs to the connection, for those are removed
+/// from what clients send.
+fn claim_field(name: &Spot<String>) -> Result<HeaderName, ConfigError> {
+    let field = field_name(name)?;
+    let taken = [
+        "authorization",
+        "connection",
+        "content-length",
+        "cookie",
+        "expect",
+        "host",
+        "keep-alive",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    ];
+    if taken.contains(&field.as_str()) {
+        return Err(ConfigError::at(name.span, format!("a claim cannot become `{field}`")).help("such as `x-user`"));
+    }
+    Ok(field)
+}
+
+fn places(from: Option<&Spot<config::From>>) -> Result<Vec<Place>, ConfigError> {
     let Some(Spot { span, value }) = from else { return Ok(vec![Place::Header(AUTHORIZATION)]) };
     let mut places = Vec::new();
     if let Some(header) = &value.header {
         places.push(Place::Header(field_name(header)?));
     }
-    places.extend(value.cookie.map(|c| Place::Cookie(c.value.into())));
-    places.extend(value.query.map(|q| Place::Query(q.value.into())));
+    places.extend(value.cookie.as_ref().map(|c| Place::Cookie(c.value.as_str().into())));
+    places.extend(value.query.as_ref().map(|q| Place::Query(q.value.as_str().into())));
     if places.is_empty() {
-        return Err(ConfigError::at(span, "`from` names no place").help("write `header`, `cookie` or `query`"));
+        return Err(ConfigError::at(*span, "`from` names no place").help("write `header`, `cookie` or `query`"));
     }
     Ok(places)
 }
@@ -244,7 +281,11 @@ impl Jwt {
         }
         let generation = self.store.generation();
         if generation == 0 {
-            return Judged::NoKeys;
+            // A token of another issuer need not wait for our keys.
+            return match self.read(text) {
+                Ok(_) => Judged::NoKeys,
+                Err(error) => Judged::Refused(error),
+            };
         }
         let now = now();
         let key: [u8; 32] = digest(&SHA256, text.as_bytes()).as_ref().try_into().expect("SHA-256 has 32 bytes");
@@ -267,16 +308,22 @@ impl Jwt {
         }
     }
 
+    /// What can be said without keys: form, algorithm, claims. Gives the seconds the token is good for, too.
+    fn read<'t>(&self, text: &'t str) -> Result<(Token<'t>, f64), AuthError> {
+        let token = Token::parse(text)?;
+        if !self.algorithms.contains(&token.algorithm) {
+            return Err(AuthError { code: "invalid_token", description: "the algorithm is not accepted" });
+        }
+        let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        let left = token.check(&self.rules, unix)?;
+        Ok((token, left))
+    }
+
     /// The full check: claims first, as they are cheaper than a signature and tell tokens of other issuers apart.
     /// `Err(None)`: the key is not known.
     fn verify(&self, text: &str) -> Result<Pass, Option<AuthError>> {
         let refuse = |description| Some(AuthError { code: "invalid_token", description });
-        let token = Token::parse(text).map_err(Some)?;
-        if !self.algorithms.contains(&token.algorithm) {
-            return Err(refuse("the algorithm is not accepted"));
-        }
-        let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-        let left = token.check(&self.rules, unix).map_err(Some)?;
+        let (token, left) = self.read(text).map_err(Some)?;
         let keys = self.store.keys();
         match keys.verify(token.kid.as_deref(), token.algorithm, token.signed, &token.signature) {
             Signature::Good => {}
@@ -375,11 +422,9 @@ fn field_value(claim: &Json) -> Option<HeaderValue> {
     }
     let text = match claim {
         // An item with a comma could pose as two.
-        Json::Array(list) => list
-            .iter()
-            .map(|item| plain(item).filter(|t| !t.contains(',')))
-            .collect::<Option<Vec<_>>>()?
-            .join(","),
+        Json::Array(list) => {
+            list.iter().map(|item| plain(item).filter(|t| !t.contains(','))).collect::<Option<Vec<_>>>()?.join(",")
+        }
         one => plain(one)?,
     };
     HeaderValue::from_bytes(text.as_bytes()).ok()

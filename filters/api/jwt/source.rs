@@ -48,6 +48,8 @@ pub struct Store {
     in_flight: AtomicBool,
     /// Whether a fetch can bring anything new.
     living: bool,
+    /// [`REFETCH_GAP`]; only tests are in a hurry.
+    gap: Duration,
 }
 
 /// Counters of a store's background task.
@@ -71,7 +73,14 @@ impl Store {
             asked: AtomicU64::new(0),
             in_flight: AtomicBool::new(false),
             living,
+            gap: REFETCH_GAP,
         }
+    }
+
+    #[cfg(test)]
+    pub fn in_a_hurry(mut self) -> Self {
+        self.gap = Duration::ZERO;
+        self
     }
 
     /// Takes a key set into use. An unchanged one keeps its generation, and with it every cached verdict.
@@ -101,7 +110,7 @@ impl Store {
     /// Whether waiting for a fetch makes sense at `now`.
     pub fn may_refetch(&self, now: Moment) -> bool {
         let asked = self.asked.load(Relaxed);
-        self.living && (self.in_flight.load(Relaxed) || asked == 0 || now.since(Moment(asked)) >= REFETCH_GAP)
+        self.living && (self.in_flight.load(Relaxed) || asked == 0 || now.since(Moment(asked)) >= self.gap)
     }
 
     /// Asks for a fetch and waits until one has ended. Any number of requests share one fetch.
@@ -141,7 +150,9 @@ pub async fn keep_fresh(store: Weak<Store>, source: Source, name: String, counte
             let Some(store) = store.upgrade() else { return };
             store.begin();
             let result = match &source {
-                Source::Remote { remote, .. } => remote.get().await.and_then(|text| store.install(&text)).map(|()| true),
+                Source::Remote { remote, .. } => {
+                    remote.get().await.and_then(|text| store.install(&text)).map(|()| true)
+                }
                 Source::File(path) => reread(&store, path, &mut seen).await,
                 Source::Inline => Ok(false),
             };
@@ -150,7 +161,7 @@ pub async fn keep_fresh(store: Weak<Store>, source: Source, name: String, counte
         }
         let pause = match &source {
             Source::Remote { refresh, .. } if failures == 0 => *refresh,
-            Source::Remote { refresh, .. } => (FIRST_PAUSE * (1 << failures.min(6))).min(MAX_PAUSE).min(*refresh),
+            Source::Remote { refresh, .. } => (FIRST_PAUSE * (1 << (failures - 1).min(6))).min(MAX_PAUSE).min(*refresh),
             _ => POLL,
         };
         rest(&store, &wanted, jittered(pause)).await;
@@ -173,7 +184,7 @@ async fn rest(store: &Weak<Store>, wanted: &Notify, pause: Duration) {
 }
 
 /// Reads the file if it has changed.
-async fn reread(store: &Store, path: &PathBuf, seen: &mut Option<(SystemTime, u64)>) -> Result<bool, String> {
+pub async fn reread(store: &Store, path: &PathBuf, seen: &mut Option<(SystemTime, u64)>) -> Result<bool, String> {
     let failed = |e: std::io::Error| format!("{}: {e}", path.display());
     let meta = tokio::fs::metadata(path).await.map_err(failed)?;
     let stamp = Some((meta.modified().map_err(failed)?, meta.len()));

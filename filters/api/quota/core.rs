@@ -60,7 +60,8 @@ impl Rate {
     fn state(self, tat: u64, now: Moment, allowed: bool) -> Charge {
         let debt = tat.saturating_sub(now.0);
         let remaining = self.tolerance.saturating_sub(debt) / self.interval;
-        let reset = if remaining == 0 { debt.saturating_add(self.interval).saturating_sub(self.tolerance) } else { debt };
+        let reset =
+            if remaining == 0 { debt.saturating_add(self.interval).saturating_sub(self.tolerance) } else { debt };
         Charge { allowed, remaining, reset: Duration::from_nanos(reset) }
     }
 

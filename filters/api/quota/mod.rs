@@ -19,7 +19,8 @@ use self::core::{Cells, Charge, Key, Rate};
 use crate::contract::filter::{Filter, Step};
 use crate::contract::metrics::Counter;
 use crate::contract::{
-    Build, ConfigError, Directory, Entry, Expr, Fault, Moment, Node, Phase, Reason, RequestCx, Role, RouteView, Spot, now,
+    Build, ConfigError, Directory, Entry, Expr, Fault, Moment, Node, Phase, Reason, RequestCx, Role, RouteView, Spot,
+    now,
 };
 use config::{Limit, Scope};
 
@@ -103,7 +104,9 @@ fn policy<'a>(windows: impl Iterator<Item = &'a Window>) -> Option<HeaderValue> 
 fn windows(node: &Node, plan: Option<(&str, &str)>, build: &mut Build<'_>) -> Result<Vec<Window>, ConfigError> {
     let limits: Vec<Spot<Limit>> = node.read()?;
     if limits.is_empty() {
-        return Err(ConfigError::at(node.span, "`quota` has no limit").help("write `[{ by: ip, limit: 100, per: 1m }]`"));
+        return Err(
+            ConfigError::at(node.span, "`quota` has no limit").help("write `[{ by: ip, limit: 100, per: 1m }]`")
+        );
     }
     let mut windows: Vec<Window> = Vec::with_capacity(limits.len());
     for limit in limits {
@@ -147,7 +150,9 @@ fn window(limit: Spot<Limit>, plan: Option<(&str, &str)>, build: &mut Build<'_>)
         (Some((plan, _)), _) => (By::Consumer, plan.to_owned()),
         (None, Some(by)) => (by_of(by)?, by.value.clone()),
         (None, None) => {
-            return Err(ConfigError::at(span, "`by` is missing").help("say whose requests are counted, such as `by: ip`"));
+            return Err(
+                ConfigError::at(span, "`by` is missing").help("say whose requests are counted, such as `by: ip`")
+            );
         }
     };
     let name = match &limit.name {
@@ -189,9 +194,10 @@ fn by_of(by: &Spot<String>) -> Result<By, ConfigError> {
         "workload.id" => By::WorkloadId,
         "route.name" => By::RouteName,
         text => match text.strip_prefix("header:") {
-            Some(name) => By::Header(HeaderName::try_from(name.trim()).map_err(|_| {
-                ConfigError::at(by.span, format!("`{name}` is not a header name"))
-            })?),
+            Some(name) => By::Header(
+                HeaderName::try_from(name.trim())
+                    .map_err(|_| ConfigError::at(by.span, format!("`{name}` is not a header name")))?,
+            ),
             None => By::Text(Box::new(Expr::compile(text, by.span)?)),
         },
     })
@@ -296,7 +302,8 @@ fn refusal(window: &Window, charge: Charge) -> Fault {
     let mut state = String::new();
     item(&mut state, window, charge);
     let fault = Fault::new(Reason::OverQuota).by(NAME).detail(format!("the limit `{}` is used up", window.name));
-    let fields = [(POLICY, window.policy.to_string()), (STATE, state), (RETRY_AFTER, seconds(charge.reset).max(1).to_string())];
+    let fields =
+        [(POLICY, window.policy.to_string()), (STATE, state), (RETRY_AFTER, seconds(charge.reset).max(1).to_string())];
     fields.into_iter().fold(fault, |fault, (name, value)| match HeaderValue::try_from(value) {
         Ok(value) => fault.header(name, value),
         Err(_) => fault,

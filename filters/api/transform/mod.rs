@@ -24,8 +24,16 @@ const NAME: &str = "transform";
 
 /// Fields that belong to the connection or frame the message: the engine's alone (RFC 9110 section 7.6.1, RFC 9112).
 const PROTECTED: &[&str] = &[
-    "connection", "content-length", "host", "http2-settings", "keep-alive", "proxy-connection", "te", "trailer",
-    "transfer-encoding", "upgrade",
+    "connection",
+    "content-length",
+    "host",
+    "http2-settings",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
 ];
 
 /// See the module.
@@ -210,14 +218,8 @@ impl Transform {
         let path = match &self.path {
             None => None,
             Some(NewPath::Prefix(replacement)) => {
-                // Of several prefixes the route took the longest that fits, by segment.
-                let path = rq.path();
-                let covers = |prefix: &&String| {
-                    let prefix = prefix.trim_end_matches('/');
-                    path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-                };
-                let prefix = rq.route.prefixes.iter().filter(covers).max_by_key(|p| p.len()).map_or("/", String::as_str);
-                Some(rewrite::replace_prefix(path, prefix, replacement).into_owned())
+                let prefix = rq.path().get(..rq.covered).unwrap_or_default();
+                Some(rewrite::replace_prefix(rq.path(), prefix, replacement).into_owned())
             }
             Some(NewPath::Full(template)) => Some(template.encoded(rq, core::PATH).ok_or(bad)?),
             Some(NewPath::Regex(regex, substitution)) => Some(regex.replace(rq.path(), &**substitution).into_owned()),

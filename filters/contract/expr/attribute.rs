@@ -149,9 +149,8 @@ impl<'a> Val<'a> {
     /// CEL equality: numbers compare across kinds, other kinds are simply unequal.
     #[expect(clippy::cast_precision_loss, reason = "CEL compares int and double as doubles")]
     pub(super) fn equals(&self, other: &Val<'_>) -> bool {
-        let listed = |a: &[Arc<str>], b: &[Json]| {
-            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| b.as_str() == Some(a))
-        };
+        let listed =
+            |a: &[Arc<str>], b: &[Json]| a.len() == b.len() && a.iter().zip(b).all(|(a, b)| b.as_str() == Some(a));
         match (self, other) {
             (Self::Null, Val::Null) => true,
             (Self::Bool(a), Val::Bool(b)) => a == b,

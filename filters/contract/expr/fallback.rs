@@ -89,7 +89,18 @@ pub(super) fn pattern_of(pattern: &str) -> Result<Regex, regex::Error> {
 
 /// Functions an expression may call, macros apart.
 pub(super) const FUNCTIONS: &[&str] = &[
-    "contains", "size", "max", "min", "startsWith", "endsWith", "string", "bytes", "double", "int", "uint", "matches",
+    "contains",
+    "size",
+    "max",
+    "min",
+    "startsWith",
+    "endsWith",
+    "string",
+    "bytes",
+    "double",
+    "int",
+    "uint",
+    "matches",
 ];
 
 impl Fallback {
@@ -145,11 +156,8 @@ fn prepare(at: &mut IdedExpr) {
             }
             let range = std::mem::take(&mut c.iter_range);
             c.iter_range.id = range.id;
-            c.iter_range.expr = Cel::Call(cel::common::ast::CallExpr {
-                func_name: ITEMS.to_owned(),
-                target: None,
-                args: vec![range],
-            });
+            c.iter_range.expr =
+                Cel::Call(cel::common::ast::CallExpr { func_name: ITEMS.to_owned(), target: None, args: vec![range] });
         }
         Cel::List(list) => list.elements.iter_mut().for_each(prepare),
         Cel::Map(map) => {
@@ -225,9 +233,10 @@ fn bind(root: &str, rq: &RequestCx) -> Value {
             put("host", Some(text(rq.host())));
             put("scheme", Some(text(if rq.https { "https" } else { "http" })));
             put("id", rq.request_id.to_str().ok().map(text));
-            let headers = rq.headers.keys().filter_map(|name| {
-                attribute::header(&rq.headers, name).map(|v| (name.as_str().to_owned(), text(&v)))
-            });
+            let headers = rq
+                .headers
+                .keys()
+                .filter_map(|name| attribute::header(&rq.headers, name).map(|v| (name.as_str().to_owned(), text(&v))));
             put("headers", Some(map(headers)));
             let mut query = HashMap::new();
             for (name, value) in attribute::parameters(rq.target.query().unwrap_or_default()) {

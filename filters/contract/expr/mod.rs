@@ -193,7 +193,8 @@ impl Check {
             }),
             Cel::Comprehension(c) => {
                 if !self.bound.is_empty() {
-                    return self.error("a macro stands inside another macro", "one level of `exists`, `all`, ... is allowed");
+                    return self
+                        .error("a macro stands inside another macro", "one level of `exists`, `all`, ... is allowed");
                 }
                 self.tree(&c.iter_range)?;
                 self.bound = vec![c.iter_var.clone(), c.accu_var.clone()];

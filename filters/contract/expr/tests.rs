@@ -144,9 +144,24 @@ fn cost_is_bounded_by_the_items_of_a_claim() {
 
 fn operand() -> impl Strategy<Value = String> {
     prop_oneof![
-        Just("user.sub"), Just("user.role"), Just("user.level"), Just("user.ratio"), Just("user.ok"), Just("user.nil"),
-        Just("user.nothing"), Just("request.path"), Just("request.method"), Just("route.name"), Just("'ann'"),
-        Just("'admin'"), Just("'GET'"), Just("3"), Just("0.5"), Just("true"), Just("null"), Just("user.realm.name"),
+        Just("user.sub"),
+        Just("user.role"),
+        Just("user.level"),
+        Just("user.ratio"),
+        Just("user.ok"),
+        Just("user.nil"),
+        Just("user.nothing"),
+        Just("request.path"),
+        Just("request.method"),
+        Just("route.name"),
+        Just("'ann'"),
+        Just("'admin'"),
+        Just("'GET'"),
+        Just("3"),
+        Just("0.5"),
+        Just("true"),
+        Just("null"),
+        Just("user.realm.name"),
     ]
     .prop_map(str::to_owned)
 }
@@ -155,9 +170,16 @@ fn atom() -> impl Strategy<Value = String> {
     prop_oneof![
         (operand(), prop_oneof![Just("=="), Just("!="), Just("<"), Just("<="), Just(">"), Just(">=")], operand())
             .prop_map(|(a, o, b)| format!("{a} {o} {b}")),
-        (operand(), prop_oneof![Just("['ann', 'GET', 3]"), Just("user.scopes"), Just("user.groups"), Just("user.realm")])
+        (
+            operand(),
+            prop_oneof![Just("['ann', 'GET', 3]"), Just("user.scopes"), Just("user.groups"), Just("user.realm")]
+        )
             .prop_map(|(a, l)| format!("{a} in {l}")),
-        (operand(), prop_oneof![Just("startsWith"), Just("endsWith")], prop_oneof![Just("'a'"), Just("'n'"), Just("''")])
+        (
+            operand(),
+            prop_oneof![Just("startsWith"), Just("endsWith")],
+            prop_oneof![Just("'a'"), Just("'n'"), Just("''")]
+        )
             .prop_map(|(a, f, b)| format!("{a}.{f}({b})")),
         Just("has(user.role)".to_owned()),
         Just("has(user.nothing)".to_owned()),

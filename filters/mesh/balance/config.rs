@@ -18,14 +18,7 @@ pub struct Plain {
     /// How long a newcomer's share grows from 10 % to its full weight; `0s`, the default, is at once.
     pub slow_start: Duration,
     /// Below this share of available endpoints all are used, ejected ones included; `0%` turns it off. Default `50%`.
-    #[serde(deserialize_with = "super::config::some")]
-    #[schemars(with = "Percent")]
     pub panic_threshold: Option<Percent>,
-}
-
-/// Reads a key that has a default without letting `null` stand for it.
-pub fn some<'de, T: Deserialize<'de>, D: serde::Deserializer<'de>>(d: D) -> Result<Option<T>, D::Error> {
-    T::deserialize(d).map(Some)
 }
 
 /// Default of `panicThreshold`.

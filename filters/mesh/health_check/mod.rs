@@ -6,7 +6,7 @@ mod probe;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, hash_map};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::Ordering::Relaxed;
@@ -72,9 +72,8 @@ async fn attend(shared: Arc<Shared>, members: Members, tls: Option<CheckTls>) {
     while let Some(endpoints) = members() {
         known.retain(|_, a| a.endpoint.upgrade().is_some_and(|e| !e.state.draining.load(Relaxed)));
         for e in &*endpoints {
-            if !known.contains_key(&e.id) {
-                let attended = Attended { endpoint: Arc::downgrade(e) };
-                known.insert(e.id, attended);
+            if let hash_map::Entry::Vacant(place) = known.entry(e.id) {
+                place.insert(Attended { endpoint: Arc::downgrade(e) });
                 tasks.spawn(watch(shared.clone(), Arc::downgrade(e), tls.clone()));
             }
         }

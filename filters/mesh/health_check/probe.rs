@@ -65,8 +65,12 @@ async fn ask(stream: Box<dyn Stream>, request: Request<Empty<Bytes>>) -> Result<
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| e.to_string())?;
     // Driven here, not spawned: nothing of a probe outlives it. The head decides, the body is not read.
-    tokio::select! {
-        answer = sender.send_request(request) => answer.map(|a| a.status().as_u16()).map_err(|e| e.to_string()),
-        end = connection => Err(end.err().map_or_else(|| "closed without an answer".to_owned(), |e| e.to_string())),
-    }
+    let mut answer = std::pin::pin!(sender.send_request(request));
+    let answer = tokio::select! {
+        biased;
+        answer = &mut answer => answer,
+        // The connection may end in the very step that brought the answer; else this says that none came.
+        _ = connection => answer.await,
+    };
+    answer.map(|a| a.status().as_u16()).map_err(|e| e.to_string())
 }

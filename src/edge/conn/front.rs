@@ -43,6 +43,7 @@ pub fn answer<S: Serve>(
         let link = exchange.link().clone();
         let Ok(mut response) = answered else {
             link.wire.panicked.store(true, Relaxed);
+            exchange.ended();
             return Err(Broken);
         };
         link.wire.answered.store(true, Relaxed);
@@ -53,6 +54,7 @@ pub fn answer<S: Serve>(
             link.wire.tunnel.store(tunnel, Relaxed);
             if !tunnel && (link.drain() || most.is_some_and(|most| link.requests() >= most)) {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                link.wire.leaving.store(true, Relaxed);
             }
             if status.is_informational() && !tunnel {
                 return Err(Broken);

@@ -9,6 +9,7 @@ use tokio::io::AsyncWriteExt;
 use tokio_rustls::rustls;
 
 use super::room::{CHUNK, PATIENCE, Room, closed, limits, rest, settings, statuses, until};
+use crate::edge::accept_io::{Plain, Rewind};
 use crate::edge::drain_signal::Phase;
 use crate::edge::serve::{Alpn, Settings};
 use crate::edge::stream::Stream;
@@ -120,7 +121,10 @@ async fn heads_and_chunks_are_judged_byte_by_byte() {
 async fn what_hyper_refuses_is_answered_in_our_words() {
     let room = Room::open(settings()).await;
     let answer = room.talk(b"GET / HTTP/1.1\r\nx y: z\r\n\r\n").await;
-    assert!(answer.starts_with("HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 2\r\n\r\nno"), "{answer}");
+    assert!(
+        answer.starts_with("HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 2\r\n\r\nno"),
+        "{answer}"
+    );
     assert!(answer.ends_with("no"), "one answer only: {answer}");
     assert_eq!(*room.rooms.rejected.lock(), [Reason::BadRequest]);
     assert_eq!(room.rooms.calls.load(SeqCst), 0);
@@ -201,6 +205,45 @@ async fn pipelined_requests_are_answered_in_order() {
 }
 
 #[tokio::test]
+async fn cuts_between_segments_do_not_matter() {
+    let room = Room::open(settings()).await;
+    let all = [
+        &b"GET /a HTTP/1.1\r\nhost: a\r\n\r\nPOST /echo HTTP/1.1\r\ncontent-length: 5\r\n\r\nfives"[..],
+        b"POST /echo HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n3;e\r\nabc\r\n2\r\nde\r\n0\r\nt: u\r\n\r\n",
+        b"GET /hints HTTP/1.1\r\nx: y\r\n\r\nGET /z HTTP/1.1\r\nconnection: close\r\n\r\n",
+    ]
+    .concat();
+    for size in [1, 2, 3, 5, 7, 13, 31, 64, 100, 150, 1000] {
+        let mut tcp = room.dial().await;
+        tcp.set_nodelay(true).expect("set");
+        for piece in all.chunks(size) {
+            tcp.write_all(piece).await.expect("sent");
+            // Lets the server read each piece by itself, most of the time.
+            tokio::task::yield_now().await;
+        }
+        let answers = rest(&mut tcp).await;
+        assert_eq!(statuses(&answers), [200, 200, 200, 103, 200, 200], "pieces of {size}: {answers}");
+        for body in ["\r\n\r\n/a", "\r\n\r\nfives", "\r\n\r\nabcde", "\r\n\r\nhinted", "\r\n\r\n/z"] {
+            assert!(answers.contains(body), "pieces of {size}: {answers}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_head_larger_than_a_read_arrives_whole() {
+    let mut large = limits();
+    large.head = 64 * 1024;
+    let room = Room::open(Settings { limits: large, ..settings() }).await;
+    for n in [8_000, 9_000, 33_000, 60_000] {
+        let head = format!("POST /echo HTTP/1.1\r\nx: {}\r\ncontent-length: 3\r\n\r\nabc", "y".repeat(n));
+        let two = format!("{head}{head}GET /end HTTP/1.1\r\nconnection: close\r\n\r\n");
+        let answers = room.talk(two.as_bytes()).await;
+        assert_eq!(statuses(&answers), [200, 200, 200], "{n}");
+        assert_eq!(answers.matches("\r\n\r\nabc").count(), 2, "{n}");
+    }
+}
+
+#[tokio::test]
 async fn held_back_requests_are_woken() {
     let room = Room::open(settings()).await;
     let mut tcp = room.dial().await;
@@ -216,9 +259,15 @@ async fn held_back_requests_are_woken() {
 async fn hints_come_before_their_answer() {
     let room = Room::open(settings()).await;
     let one = "GET /hints HTTP/1.1\r\nhost: a\r\n\r\n";
-    let answers = room.talk(format!("GET / HTTP/1.1\r\n\r\n{one}{one}GET / HTTP/1.1\r\nconnection: close\r\n\r\n").as_bytes()).await;
+    let answers = room
+        .talk(format!("GET / HTTP/1.1\r\n\r\n{one}{one}GET / HTTP/1.1\r\nconnection: close\r\n\r\n").as_bytes())
+        .await;
     assert_eq!(statuses(&answers), [200, 103, 200, 103, 200, 200]);
-    assert_eq!(answers.matches("HTTP/1.1 103 Early Hints\r\nlink: </a.css>\r\n\r\nHTTP/1.1 200").count(), 2, "{answers}");
+    assert_eq!(
+        answers.matches("HTTP/1.1 103 Early Hints\r\nlink: </a.css>\r\n\r\nHTTP/1.1 200").count(),
+        2,
+        "{answers}"
+    );
     // Never to HTTP/1.0.
     let answer = room.talk(b"GET /hints HTTP/1.0\r\n\r\n").await;
     assert!(answer.ends_with("plain") && !answer.contains("103"), "{answer}");
@@ -228,7 +277,9 @@ async fn hints_come_before_their_answer() {
 async fn continue_is_asked_for_when_the_body_is() {
     let room = Room::open(settings()).await;
     let mut tcp = room.dial().await;
-    tcp.write_all(b"POST /echo HTTP/1.1\r\nexpect: 100-continue\r\ncontent-length: 3\r\nconnection: close\r\n\r\n").await.expect("sent");
+    tcp.write_all(b"POST /echo HTTP/1.1\r\nexpect: 100-continue\r\ncontent-length: 3\r\nconnection: close\r\n\r\n")
+        .await
+        .expect("sent");
     until(&mut tcp, "HTTP/1.1 100 Continue\r\n\r\n").await;
     tcp.write_all(b"abc").await.expect("sent");
     assert!(rest(&mut tcp).await.ends_with("abc"));
@@ -243,7 +294,7 @@ async fn an_early_answer_survives_an_unread_body() {
     let _ = tcp.write_all(&vec![b'x'; 200_000]).await;
     let answer = rest(&mut tcp).await;
     assert_eq!(statuses(&answer), [413]);
-    assert!(answer.contains("connection: close") && answer.ends_with("early"), "{answer}");
+    assert!(answer.ends_with("early"), "{answer}");
 }
 
 #[tokio::test]
@@ -290,6 +341,7 @@ async fn large_answers_arrive_whole_and_cut_ones_look_cut() {
     assert_eq!(answer.matches('x').count(), 100 * CHUNK);
     assert!(answer.ends_with("0\r\n\r\n"));
     let answer = room.talk(b"GET /cut HTTP/1.1\r\n\r\n").await;
+    assert_eq!(answer.matches('x').count(), 3 * CHUNK);
     assert!(!answer.ends_with("0\r\n\r\n"), "no clean end");
     assert_eq!(*room.rooms.ends.lock(), ["body"]);
     // HTTP/1.0 has no chunks: only a reset tells.
@@ -308,8 +360,7 @@ async fn a_client_that_reads_nothing_is_cut() {
     for _ in 0..10 {
         tcp.write_all(b"GET /stream HTTP/1.1\r\n\r\n").await.expect("sent");
     }
-    room.until("cut", |room| room.live.load(SeqCst) == 0).await;
-    assert_eq!(*room.rooms.ends.lock(), ["slow-reader"]);
+    room.until("cut", |room| *room.rooms.ends.lock() == ["slow-reader"]).await;
 }
 
 #[tokio::test]
@@ -373,7 +424,7 @@ async fn the_future_of_a_parked_connection_is_small() {
         Alpn::H1,
         signal,
     );
-    assert!(std::mem::size_of_val(&future) <= 1024, "{} bytes", std::mem::size_of_val(&future));
+    assert!(size_of_val(&future) <= 448, "{} bytes", size_of_val(&future));
 }
 
 #[tokio::test]
@@ -391,7 +442,8 @@ async fn tls_parks_too() {
     let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(server));
     let room = Room::open_as(settings(), Alpn::H1, move |tcp| {
         let acceptor = acceptor.clone();
-        async move { acceptor.accept(Stream::from(tcp)).await.ok().map(Stream::from) }
+        let under = Rewind::new(bytes::Bytes::new(), Plain::Tcp(tcp));
+        async move { acceptor.accept(under).await.ok().map(Stream::from) }
     })
     .await;
     let mut roots = rustls::RootCertStore::empty();
@@ -417,7 +469,9 @@ async fn tls_parks_too() {
 async fn an_upgrade_gets_the_socket_and_what_was_sent_early() {
     let room = Room::open(settings()).await;
     let mut tcp = room.dial().await;
-    tcp.write_all(b"GET /upgrade HTTP/1.1\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\nearly").await.expect("sent");
+    tcp.write_all(b"GET /upgrade HTTP/1.1\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\nearly")
+        .await
+        .expect("sent");
     let head = until(&mut tcp, "\r\n\r\n").await;
     assert_eq!(statuses(&head), [101]);
     until(&mut tcp, "early").await;
@@ -428,7 +482,8 @@ async fn an_upgrade_gets_the_socket_and_what_was_sent_early() {
 #[tokio::test]
 async fn an_upgrade_with_a_body_is_ignored() {
     let room = Room::open(settings()).await;
-    let answer = room.talk(b"POST /echo HTTP/1.1\r\nUpgrade: h2c\r\nconnection: close\r\ncontent-length: 3\r\n\r\nabc").await;
+    let answer =
+        room.talk(b"POST /echo HTTP/1.1\r\nUpgrade: h2c\r\nconnection: close\r\ncontent-length: 3\r\n\r\nabc").await;
     assert!(answer.ends_with("abc"), "{answer}");
 }
 

@@ -40,6 +40,8 @@ pub struct Wire {
     /// After 101 or a 2xx to CONNECT: bytes pass unseen.
     pub tunnel: AtomicBool,
     pub draining: AtomicBool,
+    /// We close first: the client may have sent more, and a plain close would answer that with a reset.
+    pub leaving: AtomicBool,
     pub reset: AtomicBool,
     /// Everything hyper wrote has left: its last call was a flush.
     pub unflushed: AtomicBool,

@@ -49,9 +49,13 @@ pub struct Progress {
     resume: usize,
     fields: usize,
     request_line: bool,
+    connect: bool,
     length: bool,
     coding: bool,
+    /// The length is not 0, or there is a coding.
+    body: bool,
     upgrade: Option<usize>,
+    upgrades: usize,
 }
 
 /// Scans `bytes`, which start at the first byte of the head, going on where `progress` stopped.
@@ -78,14 +82,18 @@ pub fn scan(bytes: &[u8], mut progress: Progress, bounds: Bounds) -> Scan {
                 return Scan::Refuse(fault);
             }
             progress.request_line = true;
+            progress.connect = line.starts_with(b"CONNECT ");
             continue;
         }
         if line.is_empty() {
             if progress.length && progress.coding {
                 return refuse(Reason::BadFraming, "Content-Length and Transfer-Encoding exclude each other");
             }
-            let body = progress.length || progress.coding;
-            return Scan::Complete(Head { len: lf + 1, blank_upgrade: progress.upgrade.filter(|_| body) });
+            // What hyper could not refuse without losing the answer: an upgrade it sees, with a body nobody reads.
+            if progress.body && (progress.connect || progress.upgrades > 1) {
+                return refuse(Reason::BadFraming, "an upgrade carries no content");
+            }
+            return Scan::Complete(Head { len: lf + 1, blank_upgrade: progress.upgrade.filter(|_| progress.body) });
         }
         progress.fields += 1;
         if progress.fields > bounds.fields {
@@ -107,14 +115,17 @@ pub fn scan(bytes: &[u8], mut progress: Progress, bounds: Bounds) -> Scan {
 
 /// Notes the fields that decide about framing.
 fn field(line: &[u8], start: usize, progress: &mut Progress) {
-    let named = |name: &[u8]| line.len() > name.len() && line[..name.len()].eq_ignore_ascii_case(name);
+    let named = |name: &[u8]| line.len() >= name.len() && line[..name.len()].eq_ignore_ascii_case(name);
     match line[0] | 0x20 {
         b'c' if named(b"content-length:") => {
-            // `content-length: 0` announces no body.
             progress.length = true;
+            progress.body |= line[b"content-length:".len()..].trim_ascii() != b"0";
         }
-        b't' if named(b"transfer-encoding:") => progress.coding = true,
-        b'u' if named(b"upgrade:") => progress.upgrade = Some(start),
+        b't' if named(b"transfer-encoding:") => (progress.coding, progress.body) = (true, true),
+        b'u' if named(b"upgrade:") => {
+            progress.upgrade = Some(start);
+            progress.upgrades += 1;
+        }
         _ => {}
     }
 }
@@ -159,9 +170,10 @@ fn too_long(progress: &Progress, bytes: &[u8], bounds: Bounds) -> Scan {
     if progress.request_line {
         return refuse(Reason::HeadTooLarge, "");
     }
-    match partial_request_line(&bytes[progress.resume.min(bytes.len())..], bounds) {
-        Err(fault) => Scan::Refuse(fault),
-        Ok(()) => refuse(Reason::HeadTooLarge, ""),
+    let rest = &bytes[progress.resume..];
+    match partial_request_line(rest, bounds) {
+        Err(fault) if rest.first() != Some(&b'\r') => Scan::Refuse(fault),
+        _ => refuse(Reason::HeadTooLarge, ""),
     }
 }
 
@@ -207,6 +219,8 @@ mod tests {
             (b"GET /\r\n", Reason::BadRequest),
             (b"GET / HTTP/2.0\r\n", Reason::BadRequest),
             (b"\x16\x03\x01\x02\x00", Reason::BadRequest),
+            (b"CONNECT a:1 HTTP/1.1\r\ncontent-length: 1\r\n\r\n", Reason::BadFraming),
+            (b"P / HTTP/1.1\r\nupgrade: a\r\nupgrade: b\r\ncontent-length: 1\r\n\r\n", Reason::BadFraming),
             (b"P / HTTP/1.1\r\ncontent-length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", Reason::BadFraming),
         ] {
             assert_eq!(verdict(bytes), Err(reason), "{}", bytes.escape_ascii());
@@ -236,6 +250,12 @@ mod tests {
             panic!("a whole head")
         };
         assert_eq!(head.blank_upgrade, Some(14));
+        let Scan::Complete(head) =
+            scan(b"G / HTTP/1.1\r\nUpgrade: websocket\r\ncontent-length: 0\r\n\r\n", Progress::default(), BOUNDS)
+        else {
+            panic!("a whole head")
+        };
+        assert_eq!(head.blank_upgrade, None, "no body, no harm");
     }
 
     proptest! {

@@ -1,5 +1,6 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
 use onehop_filters::contract::Span;
@@ -8,8 +9,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::mpsc;
 
+use onehop_filters::contract::now;
+
 use super::*;
-use crate::config::plan::{Limits, ListenerTls, Paths, ProxyProtocol};
+use crate::config::plan::{Capture, Lifecycle, Limits, ListenerTls, Paths, ProxyProtocol};
 use crate::edge::accept::{Accepted, Alpn};
 use crate::edge::accept_io::Io;
 use crate::edge::tls_testing::{Authority, connect, leaf};
@@ -299,6 +302,59 @@ async fn balanced_accept_deals_to_workers_in_turn() {
 }
 
 #[tokio::test]
+async fn the_kernel_spreads_connections_over_workers() {
+    let workers = crate::runtime::Workers::start(2).unwrap();
+    let (send, mut threads) = mpsc::unbounded_channel();
+    let handler = move |_: Accepted| {
+        let _ = send.send(onehop_filters::contract::worker::shard());
+    };
+    let set = ListenerSet::new(workers.handles(), Arc::new(handler), Arc::default());
+    set.apply(&BTreeMap::from([("in".to_owned(), Arc::new(listener("in")))]), None).unwrap().commit();
+    let Bind::Tcp(address) = set.addresses()["in"].clone() else { panic!("tcp") };
+    let mut seen = std::collections::BTreeSet::new();
+    // Each goes to either worker by a hash of its ports: all 100 to one is not going to happen.
+    for _ in 0..100 {
+        let _client = TcpStream::connect(address).await.unwrap();
+        seen.insert(soon(threads.recv()).await.unwrap());
+    }
+    assert_eq!(seen.len(), 2);
+}
+
+#[tokio::test]
+async fn a_handler_that_panics_costs_one_connection() {
+    let (send, mut accepted) = mpsc::unbounded_channel();
+    let first = AtomicBool::new(true);
+    let handler = move |a: Accepted| {
+        assert!(!first.swap(false, SeqCst), "on purpose");
+        let _ = send.send(a);
+    };
+    let set = ListenerSet::new([Handle::current()].into(), Arc::new(handler), Arc::default());
+    set.apply(&BTreeMap::from([("in".to_owned(), Arc::new(listener("in")))]), None).unwrap().commit();
+    let Bind::Tcp(address) = set.addresses()["in"].clone() else { panic!("tcp") };
+    assert!(closed(TcpStream::connect(address).await.unwrap()).await);
+    assert_eq!(set.connections(), 0);
+    let _fine = TcpStream::connect(address).await.unwrap();
+    soon(accepted.recv()).await.unwrap();
+}
+
+#[tokio::test]
+async fn asking_callers_for_certificates_ends_connections_that_were_not_asked() {
+    let authority = Authority::new();
+    let mut rig = Rig::new(1);
+    let mut plan = listener("in");
+    plan.tls = Some(tls(vec![authority.issue("a", &["a.test"])]));
+    rig.apply([plan.clone()]).unwrap();
+    let config = Arc::new(authority.client(None));
+    let _client = soon(connect(&config, "a.test", rig.dial("in").await)).await.unwrap();
+    let anonymous = rig.next().await;
+    rig.apply([plan.clone()]).unwrap();
+    assert_eq!(anonymous.listener.drain.phase(), Phase::Running);
+    plan.tls.as_mut().unwrap().client_ca = Some(authority.ca());
+    rig.apply([plan]).unwrap();
+    assert_eq!(anonymous.listener.drain.phase(), Phase::Draining);
+}
+
+#[tokio::test]
 async fn unix_sockets_replace_stale_files_and_clean_up() {
     use std::os::unix::fs::PermissionsExt;
     let dir = tempfile::tempdir().unwrap();
@@ -567,6 +623,24 @@ async fn drain_waits_for_connections_and_stops_accepting() {
     drop(held);
     assert!(soon(drained).await.unwrap(), "nothing had to be cut");
     assert_eq!(rig.set.drain.phase(), Phase::Kill);
+}
+
+#[tokio::test]
+async fn what_the_kernel_let_in_before_the_drain_is_served_before_its_end() {
+    let mut rig = Rig::new(1);
+    rig.apply([listener("in")]).unwrap();
+    let waiting = std::net::TcpStream::connect(rig.address("in")).unwrap();
+    let how = Lifecycle { drain: Duration::from_secs(60), unready: Duration::ZERO, outbound_until_app_exits: false };
+    let set = rig.set.clone();
+    // Nothing was accepted yet: this runtime's only thread is busy here.
+    let drained = tokio::spawn(async move { set.drain(&how).await });
+    let mut accepted = rig.next().await;
+    assert!(accepted.listener.drain.phase() < Phase::Kill);
+    accepted.io.write_all(b"hello").await.unwrap();
+    assert!(!drained.is_finished());
+    drop(accepted);
+    assert!(soon(drained).await.unwrap());
+    drop(waiting);
 }
 
 #[tokio::test]

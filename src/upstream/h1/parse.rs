@@ -12,7 +12,7 @@ use super::fields;
 use crate::upstream::bad;
 
 /// Fields a head or trailer section may have.
-pub(super) const MAX_FIELDS: usize = 100;
+pub(in crate::upstream) const MAX_FIELDS: usize = 100;
 
 /// How the body is delimited (RFC 9112 section 6.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -464,6 +464,38 @@ async fn an_upgrade_becomes_a_tunnel() {
 }
 
 #[tokio::test]
+async fn a_websocket_from_http2_goes_on_as_a_get() {
+    let mut ask = Ask { method: Method::CONNECT, ..Ask::upgrade("websocket") };
+    ask.extra.push((HeaderName::from_static("sec-websocket-key"), HeaderValue::from_static("k")));
+    let (head, _) = wire(ask, Body::Empty).await;
+    let expected = "GET /a?b HTTP/1.1\r\nhost: example.com\r\nsec-websocket-key: k\r\nconnection: upgrade\r\n\
+        upgrade: websocket\r\n\r\n";
+    assert_eq!(head, expected);
+}
+
+#[tokio::test]
+async fn both_directions_flow_at_once() {
+    let peer = peer(|_, mut socket| async move {
+        read_head(&mut socket).await;
+        socket.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n").await.unwrap();
+        // The coding of the request is the coding of the answer: an echo needs no parser.
+        let (mut from, mut to) = socket.split();
+        let _ = tokio::io::copy(&mut from, &mut to).await;
+    })
+    .await;
+    let (feed, body) = channel();
+    let up = upstream();
+    let mut answer = Ask::post().with(&up, &peer, body).await.unwrap().body;
+    for n in ["1", "22", "333"] {
+        feed.send(Frame::data(Bytes::from(n))).await.unwrap();
+        assert_eq!(answer.frame().await.unwrap().unwrap().into_data().unwrap(), n);
+    }
+    drop(feed);
+    assert!(answer.frame().await.is_none());
+    assert_eq!(up.connections()[&7].idle, 1);
+}
+
+#[tokio::test]
 async fn only_the_protocol_asked_for_is_switched_to() {
     for upgrade in ["upgrade: h2c\r\n", "", "upgrade: websocket\r\nupgrade: h2c\r\n", "upgrade: websocket, h2c\r\n"] {
         let bytes = format!("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\n{upgrade}\r\n");

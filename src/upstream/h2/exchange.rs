@@ -19,6 +19,7 @@ use super::pump::Pump;
 use super::session::{Lease, Session};
 use super::tunnel::Tunnel;
 use crate::upstream::h1::encode;
+use crate::upstream::h1::parse::MAX_FIELDS;
 use crate::upstream::h1::upload::Coding;
 use crate::upstream::{Head, Informational, Reply, bad};
 
@@ -39,10 +40,9 @@ pub(in crate::upstream) async fn send(
     head: &Head<'_>,
     body: &mut Body,
     informational: Informational<'_>,
-    patience: Duration,
 ) -> Result<Reply, Failed> {
     let still = |fault| Failed { fault, moved: false };
-    if head.upgrade.is_some() && !session.extended_connect(patience).await {
+    if head.upgrade.is_some() && !session.extended_connect() {
         return Err(still(
             Fault::never_ran(Reason::BadResponse).detail("the endpoint does not take extended CONNECT").by("upstream"),
         ));
@@ -163,6 +163,9 @@ fn reply(head: &Head<'_>, response: Response<RecvStream>, pump: Pump, lease: Lea
         return Err(bad("the status is out of range"));
     }
     let mut headers = parts.headers;
+    if headers.len() > MAX_FIELDS {
+        return Err(Fault::new(Reason::ResponseTooLarge).detail("the head has too many fields").by("upstream"));
+    }
     let left = length(&mut headers)?;
     for name in [header::CONNECTION, header::TRANSFER_ENCODING, header::UPGRADE, header::TE] {
         headers.remove(name);

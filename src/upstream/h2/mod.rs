@@ -4,6 +4,7 @@
 mod body;
 mod driver;
 mod exchange;
+mod gather;
 mod pump;
 mod session;
 mod tunnel;

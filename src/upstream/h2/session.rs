@@ -7,9 +7,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::client::SendRequest;
 use onehop_filters::contract::{Fault, Moment, Reason, now};
-use tokio::sync::watch;
+use tokio::sync::oneshot;
 
 use super::driver;
+use super::gather::gather;
 use crate::upstream::dial::Wire;
 use crate::upstream::pool::Open;
 
@@ -25,8 +26,6 @@ const SEND_BUFFER: usize = 256 * 1024;
 pub(in crate::upstream) struct Session {
     send: SendRequest<Bytes>,
     state: Arc<State>,
-    /// True once the peer's settings are known.
-    settled: watch::Receiver<bool>,
 }
 
 /// What session, driver and streams share.
@@ -47,8 +46,10 @@ impl State {
 }
 
 impl Session {
-    /// Speaks the preface on a fresh connection and spawns its driver.
+    /// Exchanges prefaces on a fresh connection and spawns its driver. Waits for the peer's half: then it is known to
+    /// speak HTTP/2 before a request depends on it, and how many streams it takes before a burst exceeds them.
     pub async fn begin(wire: Wire, open: Open, header_list: usize) -> Result<Arc<Self>, Fault> {
+        let (io, handle) = gather(wire);
         let (send, connection) = h2::client::Builder::new()
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
@@ -56,7 +57,7 @@ impl Session {
             .max_send_buffer_size(SEND_BUFFER)
             .initial_max_send_streams(MAX_STREAMS)
             .enable_push(false)
-            .handshake::<_, Bytes>(wire)
+            .handshake::<_, Bytes>(io)
             .await
             .map_err(|e| Fault::never_ran(Reason::ConnectFailed).detail(e.to_string()).by("upstream"))?;
         let state = Arc::new(State {
@@ -64,9 +65,12 @@ impl Session {
             closed: AtomicBool::new(false),
             idle_since: AtomicU64::new(now().0),
         });
-        let (tell, settled) = watch::channel(false);
-        tokio::spawn(driver::drive(connection, state.clone(), tell, open));
-        Ok(Arc::new(Self { send, state, settled }))
+        let (tell, settled) = oneshot::channel();
+        tokio::spawn(driver::drive(connection, handle, state.clone(), tell, open));
+        settled.await.map_err(|_| {
+            Fault::never_ran(Reason::ConnectFailed).detail("the endpoint does not speak HTTP/2").by("upstream")
+        })?;
+        Ok(Arc::new(Self { send, state }))
     }
 
     pub fn sender(&self) -> SendRequest<Bytes> {
@@ -101,11 +105,8 @@ impl Session {
         Lease(self.state.clone())
     }
 
-    /// Whether the peer takes extended CONNECT (RFC 8441 section 3), which only its settings tell.
-    pub async fn extended_connect(&self, patience: Duration) -> bool {
-        let mut settled = self.settled.clone();
-        // An error means that the connection is gone; the flag stays false then.
-        let _ = tokio::time::timeout(patience, settled.wait_for(|known| *known)).await;
+    /// Whether the peer takes extended CONNECT (RFC 8441 section 3).
+    pub fn extended_connect(&self) -> bool {
         self.send.is_extended_connect_protocol_enabled()
     }
 }

@@ -18,7 +18,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::config::plan::Protocol;
-use crate::upstream::tests::{Ask, Peer, channel, failing, peer, settings, text};
+use crate::upstream::tests::{Ask, Peer, answering, channel, failing, peer, settings, text};
 use crate::upstream::{Settings, Upstream};
 
 type Call = (Request<RecvStream>, SendResponse<Bytes>);
@@ -171,8 +171,13 @@ async fn a_stream_above_goaway_never_ran() {
             socket.read_exact(&mut frame).await.unwrap();
             let mut payload = vec![0; u32::from_be_bytes([0, frame[0], frame[1], frame[2]]) as usize];
             socket.read_exact(&mut payload).await.unwrap();
-            if frame[3] == 1 {
-                break;
+            match frame[3..5] {
+                [1, _] => break,
+                [6, 0] => {
+                    let pong = [&[0, 0, 8, 6, 1, 0, 0, 0, 0], payload.as_slice()].concat();
+                    socket.write_all(&pong).await.unwrap();
+                }
+                _ => {}
             }
         }
         let goaway = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2];
@@ -255,6 +260,26 @@ async fn statuses_without_a_body_have_none() {
     assert_eq!((&reply.headers["content-length"], reply.body.is_end_stream()), (&HeaderValue::from_static("3"), true));
     let reply = Ask::get().send(&up, &peer).await.unwrap();
     assert_eq!((reply.headers.len(), reply.body.is_end_stream()), (0, true));
+}
+
+#[tokio::test]
+async fn a_head_has_limits() {
+    let peer = streams(|_, mut respond| async move {
+        let mut answer = head(200);
+        for _ in 0..101 {
+            answer.headers_mut().append("x", HeaderValue::from_static("y"));
+        }
+        respond.send_response(answer, true).unwrap();
+    })
+    .await;
+    assert_eq!(Ask::get().send(&upstream(), &peer).await.err().unwrap().reason, Reason::ResponseTooLarge);
+    let peer = streams(|_, mut respond| async move {
+        let mut answer = head(200);
+        answer.headers_mut().append("x", HeaderValue::from_bytes(&[b'y'; 40_000]).unwrap());
+        respond.send_response(answer, true).unwrap();
+    })
+    .await;
+    assert!(Ask::get().send(&upstream(), &peer).await.is_err());
 }
 
 #[tokio::test]
@@ -396,6 +421,32 @@ async fn grpc_speaks_http2_where_nothing_was_said() {
 
 #[tokio::test]
 async fn a_peer_that_is_no_http2_server_is_a_failure() {
-    let peer = crate::upstream::tests::answering("HTTP/1.1 400 No\r\n\r\n", true).await;
-    assert!(Ask::get().send(&upstream(), &peer).await.is_err());
+    let peer = answering("HTTP/1.1 400 No\r\n\r\n", true).await;
+    let fault = Ask::post().send(&upstream(), &peer).await.err().unwrap();
+    assert_eq!((fault.reason, fault.proof), (Reason::ConnectFailed, Proof::NeverRan));
+}
+
+#[tokio::test]
+async fn a_silent_peer_runs_into_the_connect_timeout() {
+    let peer = peer(|_, mut socket| async move { drop(socket.read_to_end(&mut Vec::new()).await) }).await;
+    let up =
+        Upstream::new(Settings { protocol: Protocol::H2, connect_timeout: Duration::from_millis(50), ..settings() });
+    let fault = Ask::post().send(&up, &peer).await.err().unwrap();
+    assert_eq!((fault.reason, fault.proof), (Reason::ConnectTimeout, Proof::NeverRan));
+}
+
+#[tokio::test]
+async fn a_burst_respects_the_stream_limit_of_a_new_session() {
+    let mut builder = Builder::new();
+    builder.max_concurrent_streams(2);
+    let peer = connections(builder, |mut connection| async move {
+        while let Some(Ok(call)) = connection.accept().await {
+            tokio::spawn(echo(call));
+        }
+    })
+    .await;
+    let (up, ask) = (upstream(), Ask::post());
+    let calls = (0..40).map(|_| async { text(ask.with(&up, &peer, Body::full("x")).await.unwrap()).await.unwrap() });
+    assert!(futures_util::future::join_all(calls).await.iter().all(|t| t == "x"));
+    assert!(peer.accepted.load(Relaxed) <= 8);
 }

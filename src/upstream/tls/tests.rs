@@ -9,11 +9,11 @@ use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, 
 use rustls::ServerConfig;
 use rustls::server::WebPkiClientVerifier;
 use tempfile::TempDir;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_rustls::TlsAcceptor;
 
 use super::*;
-use crate::upstream::tests::{Ask, Peer, peer, read_head, settings, text};
+use crate::upstream::tests::{Ask, Peer, channel, peer, read_head, settings, text};
 use crate::upstream::{Settings, Upstream};
 
 const SPIFFE: &str = "spiffe://corp/ns/shop/sa/stock";
@@ -64,7 +64,7 @@ impl Authority {
         self.serving(&self.issue(names, |_| {}), false, &[], b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await
     }
 
-    async fn serving(&self, pair: &(PathBuf, PathBuf), mutual: bool, alpn: &[&[u8]], answer: &'static [u8]) -> Peer {
+    fn acceptor(&self, pair: &(PathBuf, PathBuf), mutual: bool, alpn: &[&[u8]]) -> TlsAcceptor {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let builder =
             ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions().unwrap();
@@ -78,7 +78,11 @@ impl Authority {
         let mut config =
             builder.with_single_cert(certificates(&pair.0).unwrap(), private_key(&pair.1).unwrap()).unwrap();
         config.alpn_protocols = alpn.iter().map(|p| p.to_vec()).collect();
-        let acceptor = TlsAcceptor::from(Arc::new(config));
+        TlsAcceptor::from(Arc::new(config))
+    }
+
+    async fn serving(&self, pair: &(PathBuf, PathBuf), mutual: bool, alpn: &[&[u8]], answer: &'static [u8]) -> Peer {
+        let acceptor = self.acceptor(pair, mutual, alpn);
         peer(move |_, socket| {
             let acceptor = acceptor.clone();
             async move {
@@ -256,6 +260,61 @@ async fn a_connection_cut_without_close_notify_is_truncated() {
     let peer = ca.serving(&pair, false, &[], b"HTTP/1.1 200 OK\r\n\r\nuntil the end").await;
     let reply = Ask::get().send(&client(&ca.plan()), &peer).await.unwrap();
     assert_eq!(text(reply).await.err().unwrap().reason, Reason::Truncated);
+}
+
+#[tokio::test]
+async fn an_early_answer_does_not_deadlock_a_large_upload() {
+    const SIZE: usize = 4 << 20;
+    let ca = Authority::new();
+    let acceptor = ca.acceptor(&ca.issue(&["stock.shop.svc"], |_| {}), false, &[]);
+    let peer = peer(move |_, socket| {
+        let acceptor = acceptor.clone();
+        async move {
+            let mut stream = acceptor.accept(socket).await.unwrap();
+            read_head(&mut stream).await;
+            stream.write_all(format!("HTTP/1.1 200 OK\r\ncontent-length: {SIZE}\r\n\r\n").as_bytes()).await.unwrap();
+            stream.write_all(&vec![b'd'; SIZE - 1]).await.unwrap();
+            stream.flush().await.unwrap();
+            stream.read_exact(&mut vec![0; SIZE]).await.unwrap();
+            stream.write_all(b"d").await.unwrap();
+            stream.flush().await.unwrap();
+            read_head(&mut stream).await;
+        }
+    })
+    .await;
+    let up = client(&ca.plan());
+    // Chunked, so that gathered writes are cut at every kind of place.
+    let (feed, body) = channel();
+    tokio::spawn(async move {
+        for _ in 0..SIZE / 4096 {
+            feed.send(http_body::Frame::data(vec![b'u'; 4096].into())).await.unwrap();
+        }
+    });
+    let reply = Ask::post().with(&up, &peer, body).await.unwrap();
+    assert_eq!(text(reply).await.unwrap().len(), SIZE);
+}
+
+#[tokio::test]
+async fn a_closed_idle_connection_is_seen_before_it_is_used() {
+    let ca = Authority::new();
+    let acceptor = ca.acceptor(&ca.issue(&["stock.shop.svc"], |_| {}), false, &[]);
+    let peer = peer(move |_, socket| {
+        let acceptor = acceptor.clone();
+        async move {
+            let mut stream = acceptor.accept(socket).await.unwrap();
+            read_head(&mut stream).await;
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+            stream.shutdown().await.unwrap();
+        }
+    })
+    .await;
+    let up = client(&ca.plan());
+    for _ in 0..3 {
+        // A POST would not be repeated: it must not meet the closed connection at all.
+        Ask::post().send(&up, &peer).await.unwrap();
+        Ask::get().send(&client(&ca.plan()), &ca.server(&["stock.shop.svc"]).await).await.unwrap();
+    }
+    assert_eq!(peer.accepted.load(std::sync::atomic::Ordering::Relaxed), 3);
 }
 
 #[tokio::test]

@@ -20,7 +20,7 @@ impl Policy for LeastRequest {
         dice: &mut Dice,
         fit: &dyn Fn(&Endpoint) -> bool,
     ) -> Option<usize> {
-        two_choices(tier, cx.now, dice, fit, |a, b| less_busy(a, b))
+        two_choices(tier, cx.now, dice, fit, less_busy)
     }
 }
 
