@@ -34,7 +34,7 @@ fn every_example_config_is_good() {
             }
         }
     }
-    assert!(seen >= 3, "{seen} configs were found");
+    assert!(seen >= 6, "{seen} configs were found");
 }
 
 #[test]
