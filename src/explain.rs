@@ -10,8 +10,8 @@ use http::{HeaderName, HeaderValue, Method, Request, Uri};
 use onehop_filters::contract::Conn;
 use onehop_filters::contract::metrics::Registry;
 
-use crate::config::{self, Source};
 use crate::config::plan;
+use crate::config::{self, Source};
 use crate::observe::metrics::EngineMetrics;
 use crate::proxy::headers::forwarded::Stamp;
 use crate::proxy::request::{self, Caller, Hypothetical};
@@ -131,7 +131,7 @@ fn caller(view: &Snapshot, listener: &Listener) -> Caller {
         tls: None,
     });
     let stamp = Stamp::new(&conn, listener.plan.trusted.clone(), Some(view.telemetry.debug_header.clone()));
-    Caller { conn, stamp, tls: None }
+    Caller { conn, stamp, tls: None, drain: None }
 }
 
 fn write(text: &mut String, view: &Snapshot, found: &Hypothetical) {

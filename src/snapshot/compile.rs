@@ -207,7 +207,11 @@ fn default_name(section: &Node) -> Option<String> {
     (!host.is_empty() && !host.contains('/')).then(|| host.trim_matches(['[', ']']).to_owned())
 }
 
-fn connections(build: &mut Build<'_>, service: &plan::Service, tls: Option<&(Arc<ClientTls>, String)>) -> Arc<Upstream> {
+fn connections(
+    build: &mut Build<'_>,
+    service: &plan::Service,
+    tls: Option<&(Arc<ClientTls>, String)>,
+) -> Arc<Upstream> {
     let settings = upstream::Settings {
         service: service.name.clone(),
         protocol: service.protocol,
@@ -234,11 +238,7 @@ fn routes(
     for route in &plan.routes {
         match chain(compiler, plan, directory, route) {
             Ok(chain) => routes.push(Route {
-                info: Arc::new(RouteInfo {
-                    name: route.name.clone(),
-                    upgrades: route.upgrades.clone(),
-                    prefixes: prefixes(route),
-                }),
+                info: Arc::new(RouteInfo { name: route.name.clone(), upgrades: route.upgrades.clone() }),
                 answers: chain.iter().any(|l| l.response),
                 chain,
                 request_timeout: route.request_timeout,
@@ -252,17 +252,6 @@ fn routes(
         }
     }
     routes
-}
-
-fn prefixes(route: &plan::Route) -> Vec<String> {
-    route
-        .matches
-        .iter()
-        .filter_map(|m| match &m.path {
-            Some(plan::PathMatch::Prefix(p)) => Some(p.clone()),
-            _ => None,
-        })
-        .collect()
 }
 
 fn action(plan: &Plan, action: &plan::Action) -> Action {
@@ -312,9 +301,11 @@ fn chain(
 fn listeners(plan: &Plan, errors: &mut Vec<ConfigError>) -> Vec<Listener> {
     let mut listeners = Vec::with_capacity(plan.listeners.len());
     for (name, listener) in &plan.listeners {
-        let mine = plan.routes.iter().zip(0u32..).filter(|(r, _)| {
-            r.listeners.as_ref().is_none_or(|names| names.iter().any(|n| n == name))
-        });
+        let mine = plan
+            .routes
+            .iter()
+            .zip(0u32..)
+            .filter(|(r, _)| r.listeners.as_ref().is_none_or(|names| names.iter().any(|n| n == name)));
         match Table::build(mine.map(|(route, i)| (RouteSpec::from(route), i))) {
             Ok(table) => listeners.push(Listener { plan: listener.clone(), table }),
             Err(e) => errors.push(ConfigError::at(listener.span, e.to_string())),
@@ -323,9 +314,9 @@ fn listeners(plan: &Plan, errors: &mut Vec<ConfigError>) -> Vec<Listener> {
     listeners
 }
 
-fn unrouted(metrics: &Registry) -> Route {
+fn unrouted(metrics: &Arc<Registry>) -> Route {
     Route {
-        info: Arc::new(RouteInfo { name: "".into(), upgrades: Vec::new(), prefixes: Vec::new() }),
+        info: Arc::new(RouteInfo { name: "".into(), upgrades: Vec::new() }),
         chain: Box::new([]),
         answers: false,
         request_timeout: None,
@@ -333,7 +324,7 @@ fn unrouted(metrics: &Registry) -> Route {
         body_limit: None,
         inherit_deadline: false,
         action: Action::Nothing,
-        metrics: RouteMetrics::new(metrics, ""),
+        metrics: RouteMetrics::new(metrics, &"".into()),
     }
 }
 

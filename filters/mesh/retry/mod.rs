@@ -60,6 +60,9 @@ impl Retry for Policy {
     fn per_try_timeout(&self) -> Option<Duration> {
         self.settings.per_try_timeout
     }
+    fn judges_successes(&self) -> bool {
+        !self.settings.retriable_headers.is_empty()
+    }
     fn attempts(&self) -> u32 {
         self.settings.attempts
     }
