@@ -107,11 +107,8 @@ impl Question {
         for (name, value) in &self.headers {
             rq.headers_mut().append(name.clone(), value.clone());
         }
-        // Every HTTP/1.1 request has a Host, that of an absolute URL included (RFC 9112 section 3.2.2).
-        if !rq.headers().contains_key(HOST) {
-            let authority = self.url.authority().map_or("localhost", |a| a.as_str());
-            let host = HeaderValue::from_str(authority).expect("an authority is a valid value");
-            rq.headers_mut().insert(HOST, host);
+        if self.url.authority().is_none() && !rq.headers().contains_key(HOST) {
+            rq.headers_mut().insert(HOST, HeaderValue::from_static("localhost"));
         }
         rq
     }
@@ -142,9 +139,6 @@ fn write(text: &mut String, view: &Snapshot, found: &Hypothetical) {
     };
     if let Some(fault) = &found.refused {
         line(format!("refused: {fault} ({})", fault.reason.status()));
-        if found.candidates.is_empty() {
-            return;
-        }
     }
     for candidate in &found.candidates {
         let name = &view.routes[candidate.value as usize].info.name;
