@@ -9,6 +9,7 @@ fn main() {
         "  twelve filters known, none configured  {:>+6}",
         i128::from(chain.unconfigured) - i128::from(chain.bare)
     );
+    println!("  six idle filters on the route          {:>+6}", i128::from(chain.six) - i128::from(chain.bare));
     println!("  twelve idle filters on the route       {:>+6}", i128::from(chain.twelve) - i128::from(chain.bare));
     println!("proxied GET, HTTP/1.1 to HTTP/1.1        {:>6.1} allocations", gate::proxied());
 }

@@ -46,7 +46,9 @@ fn answered(service: &mut Embedded, path: &str) -> u64 {
 pub struct Chain {
     /// No filter.
     pub bare: u64,
-    /// Twelve idle filters on the route.
+    /// Six idle filters on the route.
+    pub six: u64,
+    /// Twelve idle filters on the route: more decisions than the trail keeps in place.
     pub twelve: u64,
     /// No filter on the route, twelve more known to the engine.
     pub unconfigured: u64,
@@ -56,7 +58,9 @@ pub struct Chain {
 pub fn chain() -> Chain {
     let routes = format!(
         "- {{ name: bare, matches: [{{ path: {{ exact: /bare }} }}], respond: {{ status: 200 }} }}\n\
+         - {{ name: six, matches: [{{ path: {{ exact: /six }} }}], {}respond: {{ status: 200 }} }}\n\
          - {{ name: full, matches: [{{ path: {{ exact: /full }} }}], {}respond: {{ status: 200 }} }}\n",
+        idle::keys(6),
         idle::keys(12)
     );
     let plain = "- { name: bare, matches: [{ path: { exact: /bare } }], respond: { status: 200 } }\n";
@@ -72,6 +76,7 @@ pub fn chain() -> Chain {
     Chain {
         bare: answered(&mut service(&small), "/bare"),
         unconfigured: answered(&mut service(&large), "/bare"),
+        six: answered(&mut service(&large), "/six"),
         twelve: answered(&mut service(&large), "/full"),
     }
 }
