@@ -132,8 +132,8 @@ impl Onehop {
 
     /// Waits for the process to end; its exit code.
     pub fn wait(&mut self, limit: Duration) -> Option<i32> {
-        let until = std::time::Instant::now() + limit;
-        while std::time::Instant::now() < until {
+        let until = onehop_filters::contract::now() + limit;
+        while onehop_filters::contract::now() < until {
             if let Some(status) = self.child.try_wait().expect("the child can be waited for") {
                 return status.code();
             }
