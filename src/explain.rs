@@ -10,8 +10,8 @@ use http::{HeaderName, HeaderValue, Method, Request, Uri};
 use onehop_filters::contract::Conn;
 use onehop_filters::contract::metrics::Registry;
 
-use crate::config::{self, Source};
 use crate::config::plan;
+use crate::config::{self, Source};
 use crate::observe::metrics::EngineMetrics;
 use crate::proxy::headers::forwarded::Stamp;
 use crate::proxy::request::{self, Caller, Hypothetical};

@@ -5,8 +5,8 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Weak};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use onehop_filters::contract::metrics::Registry;
@@ -93,11 +93,7 @@ impl Hop {
     ///
     /// # Errors
     /// As [`Hop::start`].
-    pub fn start_with(
-        sources: Vec<Source>,
-        entries: &'static [Entry],
-        log: Option<Log>,
-    ) -> Result<Self, StartError> {
+    pub fn start_with(sources: Vec<Source>, entries: &'static [Entry], log: Option<Log>) -> Result<Self, StartError> {
         let plan = config::load(&sources, entries)?;
         let workers = Workers::start(plan.workers.unwrap_or_else(cores))?;
         let control = Control::start()?;
@@ -111,9 +107,8 @@ impl Hop {
         let cell = Arc::new(Cell::new(snapshot));
         let sessions = Arc::new(Sessions::new(cell.clone(), registry.clone()));
         let listeners = ListenerSet::new(workers.handles(), sessions, registry.clone());
-        let staged = listeners
-            .apply(&plan.listeners, plan.workload.as_ref())
-            .map_err(|e| plan.files.report(vec![e]))?;
+        let staged =
+            listeners.apply(&plan.listeners, plan.workload.as_ref()).map_err(|e| plan.files.report(vec![e]))?;
         let log = match log {
             Some(log) => log,
             None => Log::new(&plan.telemetry.log, std::io::sink, false).map_err(std::io::Error::other)?.0,
@@ -314,10 +309,8 @@ impl Shared {
         let mut staging = self.estate.stage();
         let snapshot =
             build(self.entries, &self.registry, &self.engine, &mut staging, &self.control, &plan, generation)?;
-        let staged = self
-            .listeners
-            .apply(&plan.listeners, plan.workload.as_ref())
-            .map_err(|e| plan.files.report(vec![e]))?;
+        let staged =
+            self.listeners.apply(&plan.listeners, plan.workload.as_ref()).map_err(|e| plan.files.report(vec![e]))?;
         if plan.admin != running.admin {
             self.open_admin(&plan.admin).map_err(|e| {
                 plan.files.report(vec![ConfigError::at(plan.source.span, format!("admin.bind cannot be opened: {e}"))])
@@ -390,8 +383,8 @@ impl Shared {
 /// Everything that is wrong.
 pub fn check(plan: &Plan, entries: &'static [Entry]) -> Result<(), Report> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime
-        .map_err(|e| plan.files.report(vec![ConfigError::at(plan.source.span, format!("no runtime: {e}"))]))?;
+    let runtime =
+        runtime.map_err(|e| plan.files.report(vec![ConfigError::at(plan.source.span, format!("no runtime: {e}"))]))?;
     let _inside = runtime.enter();
     let registry = Arc::new(Registry::default());
     let estate = Estate::default();

@@ -2,8 +2,8 @@
 
 pub mod admin;
 pub mod config;
-pub mod edge;
 pub mod demo;
+pub mod edge;
 pub mod explain;
 pub mod fault;
 pub mod hop;

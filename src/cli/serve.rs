@@ -24,11 +24,6 @@ pub fn demo(once: bool) -> ExitCode {
 }
 
 /// Answers for a hypothetical request.
-pub fn explain(
-    sources: &[Source],
-    method: Method,
-    url: Uri,
-    headers: Vec<(HeaderName, HeaderValue)>,
-) -> ExitCode {
+pub fn explain(sources: &[Source], method: Method, url: Uri, headers: Vec<(HeaderName, HeaderValue)>) -> ExitCode {
     answer::run(sources, &Question { method, url, headers })
 }

@@ -31,7 +31,8 @@ pub async fn get(to: SocketAddr, host: &str, path: &str, token: Option<&str>) ->
     }
     let answer = sender.send_request(rq.body(Empty::<Bytes>::new())?).await?;
     let status = answer.status().as_u16();
-    let trail = answer.headers().get_all("server-timing").iter().filter_map(|v| v.to_str().ok()).flat_map(lines).collect();
+    let trail =
+        answer.headers().get_all("server-timing").iter().filter_map(|v| v.to_str().ok()).flat_map(lines).collect();
     let body = String::from_utf8_lossy(&answer.into_body().collect().await?.to_bytes()).into_owned();
     Ok(Answer { status, body, trail })
 }
@@ -66,7 +67,12 @@ pub fn endpoints(body: &str, service: &str) -> Vec<String> {
                 Some(ms) if ms > 0 => format!("ejected for {} s", ms.div_ceil(1000)),
                 _ => "available".to_owned(),
             };
-            format!("{:<22} {state:<20} {} tries, {} failed", e["address"].as_str().unwrap_or("?"), e["tries"], e["failed"])
+            format!(
+                "{:<22} {state:<20} {} tries, {} failed",
+                e["address"].as_str().unwrap_or("?"),
+                e["tries"],
+                e["failed"]
+            )
         })
         .collect()
 }

@@ -31,11 +31,16 @@ fn start(once: bool) -> Outcome<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let samples = runtime.block_on(upstreams::start())?;
     let issuer = token::Issuer::new()?;
-    let source = Source::Text { name: "demo.yaml".to_owned(), text: config(&samples, &issuer.jwks()), dir: std::env::temp_dir() };
+    let source = Source::Text {
+        name: "demo.yaml".to_owned(),
+        text: config(&samples, &issuer.jwks()),
+        dir: std::env::temp_dir(),
+    };
     let hop = Hop::start(vec![source], onehop_filters::BUILTIN)?;
     let addresses = hop.addresses();
     let of = |name: &str| addresses.get(name).copied().ok_or_else(|| format!("listener `{name}` did not start"));
-    let place = Place { edge: of("edge")?, mesh: of("mesh")?, admin: hop.admin().ok_or("the admin port did not open")? };
+    let place =
+        Place { edge: of("edge")?, mesh: of("mesh")?, admin: hop.admin().ok_or("the admin port did not open")? };
     intro(&samples, &place);
     let ok = runtime.block_on(tour(&place, &issuer))?;
     outro(&place, &issuer, once);
@@ -115,8 +120,10 @@ services:
 
 fn intro(samples: &Upstreams, place: &Place) {
     println!("onehop demo: one process, every policy once, in an order you can read\n");
-    println!("  sample services   orders {}   stock (flaky) {}   reports (slow) {}   broken {}",
-        samples.orders, samples.flaky, samples.slow, samples.broken);
+    println!(
+        "  sample services   orders {}   stock (flaky) {}   reports (slow) {}   broken {}",
+        samples.orders, samples.flaky, samples.slow, samples.broken
+    );
     println!("  edge chain        http://{}   JWT > quota > transform > pick > send", place.edge);
     println!("  sidecar chain     http://{}   pick > send > judge > retry", place.mesh);
     println!("  admin             http://{}", place.admin);
@@ -137,12 +144,60 @@ async fn tour(place: &Place, issuer: &token::Issuer) -> Outcome<bool> {
     let good = issuer.token("alice", "orders", 600)?;
     let late = issuer.token("alice", "orders", -600)?;
     let stops = [
-        Stop { title: "a good token", to: place.edge, host: "shop.example", path: "/v1/orders/7", token: Some(&good), times: 1, want: 200 },
-        Stop { title: "an expired token", to: place.edge, host: "shop.example", path: "/v1/orders/7", token: Some(&late), times: 1, want: 401 },
-        Stop { title: "over quota: the sixth call within a minute", to: place.edge, host: "shop.example", path: "/v1/orders/7", token: Some(&good), times: 5, want: 429 },
-        Stop { title: "a slow service", to: place.edge, host: "shop.example", path: "/reports/today", token: None, times: 1, want: 200 },
-        Stop { title: "sidecar: the endpoint says 503, the retry hides it", to: place.mesh, host: "stock.shop.svc", path: "/items", token: None, times: 1, want: 200 },
-        Stop { title: "sidecar: one of three endpoints is broken and gets ejected", to: place.mesh, host: "fleet.shop.svc", path: "/x", token: None, times: 12, want: 200 },
+        Stop {
+            title: "a good token",
+            to: place.edge,
+            host: "shop.example",
+            path: "/v1/orders/7",
+            token: Some(&good),
+            times: 1,
+            want: 200,
+        },
+        Stop {
+            title: "an expired token",
+            to: place.edge,
+            host: "shop.example",
+            path: "/v1/orders/7",
+            token: Some(&late),
+            times: 1,
+            want: 401,
+        },
+        Stop {
+            title: "over quota: the sixth call within a minute",
+            to: place.edge,
+            host: "shop.example",
+            path: "/v1/orders/7",
+            token: Some(&good),
+            times: 5,
+            want: 429,
+        },
+        Stop {
+            title: "a slow service",
+            to: place.edge,
+            host: "shop.example",
+            path: "/reports/today",
+            token: None,
+            times: 1,
+            want: 200,
+        },
+        Stop {
+            title: "sidecar: the endpoint says 503, the retry hides it",
+            to: place.mesh,
+            host: "stock.shop.svc",
+            path: "/items",
+            token: None,
+            times: 1,
+            want: 200,
+        },
+        Stop {
+            title: "sidecar: one of three endpoints is broken and gets ejected",
+            to: place.mesh,
+            host: "fleet.shop.svc",
+            path: "/x",
+            token: None,
+            times: 12,
+            want: 200,
+        },
     ];
     let mut ok = true;
     for (n, stop) in stops.iter().enumerate() {

@@ -18,8 +18,8 @@ use tokio::runtime::Handle;
 
 use super::accept_greet::{Arrival, NOWHERE};
 use super::accept_io::{Io, Plain};
-pub use super::serve::Alpn;
 use super::listener_state::{ListenerState, Port, Settings};
+pub use super::serve::Alpn;
 use crate::runtime::{Phase, Ticket};
 
 /// A connection, handed over.

@@ -181,14 +181,27 @@ async fn tries(ex: &mut Exchange, wants: &Wants<'_>, position: usize) -> Result<
                 grpc: ledger::grpc_status(&reply.headers),
                 latency: ended.since(begun),
             },
-            Err(fault) => TryOutcome { result: Err((fault.reason, fault.proof)), grpc: None, latency: ended.since(begun) },
+            Err(fault) => {
+                TryOutcome { result: Err((fault.reason, fault.proof)), grpc: None, latency: ended.since(begun) }
+            }
         };
         place.observe(&outcome, ended);
-        target.metrics.record(counted(&outcome), outcome.result.as_ref().ok().map(|(status, _)| (*status, outcome.latency)));
-        ledger::note_try(ex, Try { span, started: begun, ended, endpoint: endpoint.clone(), result: match &sent {
-            Ok(reply) => Ok(reply.status),
-            Err(fault) => Err(fault.reason),
-        } });
+        target
+            .metrics
+            .record(counted(&outcome), outcome.result.as_ref().ok().map(|(status, _)| (*status, outcome.latency)));
+        ledger::note_try(
+            ex,
+            Try {
+                span,
+                started: begun,
+                ended,
+                endpoint: endpoint.clone(),
+                result: match &sent {
+                    Ok(reply) => Ok(reply.status),
+                    Err(fault) => Err(fault.reason),
+                },
+            },
+        );
 
         let again = retry.attempts() != 0 && worth_asking(&outcome) && wants.upgrade.is_none();
         if again {
@@ -206,7 +219,9 @@ async fn tries(ex: &mut Exchange, wants: &Wants<'_>, position: usize) -> Result<
                 Again::After(pause) => {
                     target.metrics.retry();
                     ex.cx.trail.note("retry", Outcome::Retry, "", u64::from(tries), pause);
-                    ex.tally.retries.push(outcome.result.as_ref().map_or_else(|(reason, _)| reason.code(), |_| "status"));
+                    ex.tally
+                        .retries
+                        .push(outcome.result.as_ref().map_or_else(|(reason, _)| reason.code(), |_| "status"));
                     discard(sent);
                     drop(place);
                     ex.tally.endpoint = Some(endpoint);

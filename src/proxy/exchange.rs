@@ -116,11 +116,8 @@ impl Outgoing {
     #[must_use]
     pub fn new(body: Body, exchange: Box<Exchange>, idle: Option<Duration>, stream: bool) -> Self {
         let total = if stream { Moment::MAX } else { exchange.cx.deadline };
-        let mut out = Self {
-            body,
-            exchange: Some(exchange),
-            clock: Clock { idle, total, progress: Moment::ZERO, timer: None },
-        };
+        let mut out =
+            Self { body, exchange: Some(exchange), clock: Clock { idle, total, progress: Moment::ZERO, timer: None } };
         if out.body.is_end_stream() {
             out.finish(End::Complete);
         }

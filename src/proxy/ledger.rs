@@ -178,13 +178,7 @@ impl RawHead {
 
 /// Answers a head that never became a request, and writes it down.
 #[must_use]
-pub fn refuse(
-    view: &Snapshot,
-    conn: &Arc<Conn>,
-    raw: &RawHead,
-    started: Moment,
-    fault: &Fault,
-) -> Response<Outgoing> {
+pub fn refuse(view: &Snapshot, conn: &Arc<Conn>, raw: &RawHead, started: Moment, fault: &Fault) -> Response<Outgoing> {
     let id = super::headers::request_id::fresh();
     let asked = fault::Asked { request_id: id.as_bytes(), head: raw.method == Method::HEAD, grpc: raw.grpc.as_ref() };
     let response = fault::response(fault, &asked);

@@ -42,8 +42,7 @@ impl Replay {
     /// Wraps a body; keeps up to `limit` bytes of it.
     #[must_use]
     pub fn new(source: Body, limit: usize) -> Self {
-        let state =
-            State { source, kept: Vec::new(), held: 0, trailers: None, ended: false, whole: true };
+        let state = State { source, kept: Vec::new(), held: 0, trailers: None, ended: false, whole: true };
         Self(Arc::new(Shared { state: Mutex::new(state), limit }))
     }
 

@@ -1,7 +1,7 @@
 //! The API loop: judge the head, match the route, run its chain, act, and walk back out.
 
-use std::sync::{Arc, LazyLock};
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use http::request::Parts;
@@ -14,11 +14,11 @@ use onehop_filters::contract::{
 };
 use smallvec::SmallVec;
 
+use super::attempt::{self, Got};
 use super::exchange::{Exchange, Outgoing, Tally};
 use super::head::{Admitted, admit};
 use super::headers::forwarded::Stamp;
 use super::headers::{legal, request_id, trace, via};
-use super::attempt::{self, Got};
 use super::{deadline, ledger, upgrade};
 use crate::edge::body::Inbound;
 use crate::edge::serve::Link;
@@ -113,13 +113,7 @@ struct Request {
 }
 
 /// Settles everything about the request that does not depend on its route, then its route.
-fn begin(
-    view: &Arc<View>,
-    listener: &Listener,
-    caller: &Caller,
-    admitted: Admitted,
-    started: Moment,
-) -> Request {
+fn begin(view: &Arc<View>, listener: &Listener, caller: &Caller, admitted: Admitted, started: Moment) -> Request {
     let Admitted { method, version, authority, target, mut headers, te_trailers, expect_continue, upgrade, .. } =
         admitted;
     let plan = &listener.plan;
@@ -145,8 +139,13 @@ fn begin(
         doomed = Some(Fault::new(Reason::Misdirected).by("tls"));
     }
 
-    let probe =
-        Probe { host: authority.host(), path: target.path(), query: target.query(), method: &method, headers: &headers };
+    let probe = Probe {
+        host: authority.host(),
+        path: target.path(),
+        query: target.query(),
+        method: &method,
+        headers: &headers,
+    };
     let found = listener.table.lookup(&probe).map(|hit| (*hit.value, hit.covered));
     let route = found.map_or(&view.unrouted, |(i, _)| &view.routes[i as usize]);
     let left = left.filter(|_| near || route.inherit_deadline || grpc);
@@ -182,7 +181,8 @@ fn begin(
 
 /// Continues the caller's trace, or begins one if there is anywhere to report it.
 fn trace_of(view: &View, headers: &HeaderMap, near: bool) -> Trace {
-    let carried = headers.contains_key(trace::TRACEPARENT) || headers.contains_key("b3") || headers.contains_key("x-b3-traceid");
+    let carried =
+        headers.contains_key(trace::TRACEPARENT) || headers.contains_key("b3") || headers.contains_key("x-b3-traceid");
     let tracing = view.telemetry.tracing.as_ref();
     if !carried && tracing.is_none() {
         return Trace::default();
@@ -207,7 +207,7 @@ fn take_body(rq: &mut Request, listener: &Listener, body: Arriving, length: Opti
             let counted = Arc::new(AtomicU64::new(0));
             rq.ex.tally.bytes_in = Some(counted.clone());
             let idle = listener.plan.limits.body_idle_timeout;
-                Body::stream(Inbound::new(incoming, rq.ex.cx.version, limit, idle).counted(counted))
+            Body::stream(Inbound::new(incoming, rq.ex.cx.version, limit, idle).counted(counted))
         }
         Arriving::Made(body) => body,
     };
@@ -249,11 +249,7 @@ async fn run(mut rq: Request) -> Response<Outgoing> {
 }
 
 /// Walks the chain in. `ran` counts the filters whose `on_request` was called.
-async fn chain(
-    cx: &mut RequestCx,
-    route: &Route,
-    ran: &mut usize,
-) -> Result<Option<Box<Response<Body>>>, Box<Fault>> {
+async fn chain(cx: &mut RequestCx, route: &Route, ran: &mut usize) -> Result<Option<Box<Response<Body>>>, Box<Fault>> {
     for link in &*route.chain {
         *ran += 1;
         let begun = if cx.trail.timed { now() } else { Moment::ZERO };
@@ -321,18 +317,13 @@ impl Answer {
 async fn act(rq: &mut Request, route: &Route) -> Result<Answer, Fault> {
     match &route.action {
         Action::Forward(split) => {
-            let target =
-                split.choose(super::seed()).ok_or_else(|| Fault::new(Reason::NoWeight).by("routes"))?;
+            let target = split.choose(super::seed()).ok_or_else(|| Fault::new(Reason::NoWeight).by("routes"))?;
             call(rq, target).await
         }
         Action::Redirect(redirect) => {
             let cx = &rq.ex.cx;
-            let asked = rewrite::Asked {
-                https: cx.https,
-                authority: &cx.authority,
-                target: &cx.target,
-                covered: cx.covered,
-            };
+            let asked =
+                rewrite::Asked { https: cx.https, authority: &cx.authority, target: &cx.target, covered: cx.covered };
             let (status, location) =
                 rewrite::redirect(asked, redirect).map_err(|_| Fault::new(Reason::BadPath).by("redirect"))?;
             let mut reply = Response::new(Body::Empty);
@@ -395,7 +386,11 @@ fn finish(rq: Request, route: &Route, rs: ResponseCx, tunnel: Option<upgrade::Tu
     let Request { mut ex, te_trailers, grpc, upgrade: wanted, .. } = rq;
     let ResponseCx { status, mut headers, body, origin } = rs;
     for (name, value) in ex.cx.reply_headers.drain(..) {
-        if name == header::VARY { headers.append(name, value) } else { headers.insert(name, value).is_some() };
+        if name == header::VARY {
+            headers.append(name, value)
+        } else {
+            headers.insert(name, value).is_some()
+        };
     }
     if ex.tally.debug {
         let total = Some(now().since(ex.cx.started));

@@ -53,20 +53,19 @@ impl Handshake {
     }
 
     /// The endpoint agreed: checks its proof, and turns its answer into the one our client expects.
-    pub fn accept(
-        &mut self,
-        rs: &mut ResponseCx,
-        io: Box<dyn Io>,
-        client: Option<OnUpgrade>,
-    ) -> Result<Tunnel, Fault> {
+    pub fn accept(&mut self, rs: &mut ResponseCx, io: Box<dyn Io>, client: Option<OnUpgrade>) -> Result<Tunnel, Fault> {
         let Some(client) = client else {
-            return Err(Fault::new(Reason::BadResponse).detail("the endpoint switched protocols unasked").by("upgrades"));
+            return Err(Fault::new(Reason::BadResponse)
+                .detail("the endpoint switched protocols unasked")
+                .by("upgrades"));
         };
         let accept = self.key.as_ref().map(|key| proof(key.as_bytes()));
         if self.ours && rs.status == StatusCode::SWITCHING_PROTOCOLS {
             let given = rs.headers.remove(header::SEC_WEBSOCKET_ACCEPT);
             if given.as_ref().map(HeaderValue::as_bytes) != accept.as_ref().map(|a| a.as_bytes()) {
-                return Err(Fault::new(Reason::BadResponse).detail("sec-websocket-accept does not match").by("upgrades"));
+                return Err(Fault::new(Reason::BadResponse)
+                    .detail("sec-websocket-accept does not match")
+                    .by("upgrades"));
             }
         }
         if self.client_h2 {

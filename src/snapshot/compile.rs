@@ -207,7 +207,11 @@ fn default_name(section: &Node) -> Option<String> {
     (!host.is_empty() && !host.contains('/')).then(|| host.trim_matches(['[', ']']).to_owned())
 }
 
-fn connections(build: &mut Build<'_>, service: &plan::Service, tls: Option<&(Arc<ClientTls>, String)>) -> Arc<Upstream> {
+fn connections(
+    build: &mut Build<'_>,
+    service: &plan::Service,
+    tls: Option<&(Arc<ClientTls>, String)>,
+) -> Arc<Upstream> {
     let settings = upstream::Settings {
         service: service.name.clone(),
         protocol: service.protocol,
@@ -312,9 +316,11 @@ fn chain(
 fn listeners(plan: &Plan, errors: &mut Vec<ConfigError>) -> Vec<Listener> {
     let mut listeners = Vec::with_capacity(plan.listeners.len());
     for (name, listener) in &plan.listeners {
-        let mine = plan.routes.iter().zip(0u32..).filter(|(r, _)| {
-            r.listeners.as_ref().is_none_or(|names| names.iter().any(|n| n == name))
-        });
+        let mine = plan
+            .routes
+            .iter()
+            .zip(0u32..)
+            .filter(|(r, _)| r.listeners.as_ref().is_none_or(|names| names.iter().any(|n| n == name)));
         match Table::build(mine.map(|(route, i)| (RouteSpec::from(route), i))) {
             Ok(table) => listeners.push(Listener { plan: listener.clone(), table }),
             Err(e) => errors.push(ConfigError::at(listener.span, e.to_string())),
