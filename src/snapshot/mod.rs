@@ -67,6 +67,8 @@ pub struct Route {
     pub chain: Box<[Link]>,
     /// Whether any link acts on responses.
     pub answers: bool,
+    /// Whether the chain answers cross-origin preflights.
+    pub preflights: bool,
     /// Limit of everything; `None` = no limit.
     pub request_timeout: Option<Duration>,
     /// Limit of standing still; `None` = no limit.

@@ -10,7 +10,6 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
-pub use self::config::lifetimes;
 use super::endpoint::merge;
 use super::resolve::{Resolver, Settings};
 use crate::contract::mesh::{Address, Discover, Found, Report};
