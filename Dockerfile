@@ -1,7 +1,7 @@
 # syntax=docker/dockerfile:1
 # Two stages: build with Rust, ship one binary on an empty base.
 #   docker build -t onehop .
-#   docker run --read-only -p 8443:8443 -v ./onehop.yaml:/etc/onehop/onehop.yaml:ro onehop
+#   docker run --read-only -p 8080:8080 -v ./onehop.yaml:/etc/onehop/onehop.yaml:ro onehop
 # BUILD_IMAGE needs Rust >= 1.90 and a C compiler. The result needs nothing from it: glibc is linked statically.
 ARG BUILD_IMAGE=docker.io/library/rust:1.95-bookworm
 
@@ -22,9 +22,10 @@ RUN cargo build --release --locked --bin onehop --target x86_64-unknown-linux-gn
 FROM scratch
 COPY --from=build /out/onehop /onehop
 COPY --from=build --chown=65532:65532 /out/run /run
-COPY examples/edge.yaml /etc/onehop/onehop.yaml
+# A config that needs no other file and listens on every address; put your own in its place.
+COPY examples/deploy/config/edge.yaml /etc/onehop/onehop.yaml
 USER 65532:65532
-EXPOSE 8443
+EXPOSE 8080 9901
 ENTRYPOINT ["/onehop"]
 CMD ["run", "-c", "/etc/onehop/onehop.yaml"]
 HEALTHCHECK --interval=5s --timeout=2s --start-period=2s CMD ["/onehop", "health"]

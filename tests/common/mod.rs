@@ -1,5 +1,6 @@
 //! What black-box tests share: the built binary as a process, endpoints it can call, and raw bytes to throw at it.
 #![allow(dead_code, reason = "each test file uses its own part")]
+#![allow(clippy::disallowed_types, reason = "tests wait by the wall's clock")]
 
 pub mod authority;
 pub mod backend;
