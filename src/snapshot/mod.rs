@@ -135,7 +135,7 @@ impl Split {
             [(_, only)] => Some(*only),
             many => {
                 // Multiply-shift instead of a division; the bias is below 2^-32.
-                let at = u32::try_from((seed >> 32) * u64::from(self.total) >> 32).unwrap_or(u32::MAX);
+                let at = u32::try_from(((seed >> 32) * u64::from(self.total)) >> 32).unwrap_or(u32::MAX);
                 many.iter().find(|(sum, _)| at < *sum).map(|(_, i)| *i)
             }
         }

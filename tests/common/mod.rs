@@ -11,6 +11,8 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
+use onehop_filters::contract::now;
+
 pub mod h2;
 
 /// A running `onehop run`. Killed when dropped.
@@ -127,8 +129,8 @@ impl Onehop {
 
     /// Waits for the process to end; its exit code.
     pub fn wait(&mut self, limit: Duration) -> Option<i32> {
-        let until = std::time::Instant::now() + limit;
-        while std::time::Instant::now() < until {
+        let until = now() + limit;
+        while now() < until {
             if let Some(status) = self.child.try_wait().expect("the child can be waited for") {
                 return status.code();
             }
@@ -295,9 +297,9 @@ impl Client {
 
 /// Waits until `is` holds; panics after ten seconds.
 pub fn eventually(what: &str, is: impl Fn() -> bool) {
-    let until = std::time::Instant::now() + Duration::from_secs(10);
+    let until = now() + Duration::from_secs(10);
     while !is() {
-        assert!(std::time::Instant::now() < until, "{what}: not within ten seconds");
+        assert!(now() < until, "{what}: not within ten seconds");
         thread::sleep(Duration::from_millis(5));
     }
 }
