@@ -83,12 +83,12 @@ pub enum Arriving {
 
 /// Serves one request.
 pub async fn serve(cell: &Cell, caller: &Caller, arrived: Arrived) -> Response<Outgoing> {
-    let view = cell.view();
+    let view = cell.view_for(&caller.conn.listener);
     let started = now();
     let Arrived { parts, body, link, on_upgrade } = arrived;
     let raw = ledger::RawHead::of(&parts);
     let Some(listener) = view.listener(&caller.conn.listener) else {
-        // The listener left with the last reload; its connections drain.
+        // The listener left long ago, and this connection has outlived its farewell.
         return ledger::refuse(&view, &caller.conn, &raw, started, &Fault::new(Reason::Draining).by("listener"));
     };
     let admitted = match admit(parts, &caller.conn, &listener.plan.limits, listener.plan.paths) {

@@ -156,11 +156,14 @@ fn target(
         Some(CheckTls { config: tls.config(), name: tls.server_name(default.as_ref(), &nowhere).ok()? })
     });
     let made = Service::build(service, entries, &mut build, check_tls)?;
-    let upstream_of_removed = Arc::downgrade(&upstream);
-    made.cluster.on_removed(move |endpoint| {
-        if let Some(upstream) = upstream_of_removed.upgrade() {
-            upstream.forget(endpoint.id);
-        }
+    let (cluster, upstream_of_removed) = (made.cluster.clone(), Arc::downgrade(&upstream));
+    // The cluster may be that of the running config: it hears nothing of one that is refused.
+    build.at_publish(move || {
+        cluster.on_removed(move |endpoint| {
+            if let Some(upstream) = upstream_of_removed.upgrade() {
+                upstream.forget(endpoint.id);
+            }
+        });
     });
     let fallback = service.fallback.as_ref().and_then(|f| match f {
         plan::Fallback::Respond(canned) => Some(Fallback::Respond(canned.clone())),

@@ -1,6 +1,12 @@
 //! What black-box tests share: the built binary as a process, endpoints it can call, and raw bytes to throw at it.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+pub mod authority;
+pub mod backend;
+pub mod h2;
+pub mod load;
+pub mod streams;
+
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -12,8 +18,6 @@ use std::thread;
 use std::time::Duration;
 
 use onehop_filters::contract::now;
-
-pub mod h2;
 
 /// A running `onehop run`. Killed when dropped.
 pub struct Onehop {
