@@ -1,6 +1,5 @@
 //! Malformed and ambiguous requests against the built binary: each gets exactly one answer, and nothing of it reaches
 //! the endpoint.
-#![expect(clippy::unwrap_used, reason = "tests")]
 
 mod common;
 #[path = "requests/fields.rs"]

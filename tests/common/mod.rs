@@ -4,6 +4,7 @@
 
 pub mod authority;
 pub mod backend;
+pub mod h2;
 pub mod load;
 pub mod streams;
 
@@ -17,7 +18,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-pub mod h2;
+use onehop_filters::contract::now;
 
 /// A running `onehop run`. Killed when dropped.
 pub struct Onehop {
@@ -133,8 +134,8 @@ impl Onehop {
 
     /// Waits for the process to end; its exit code.
     pub fn wait(&mut self, limit: Duration) -> Option<i32> {
-        let until = onehop_filters::contract::now() + limit;
-        while onehop_filters::contract::now() < until {
+        let until = now() + limit;
+        while now() < until {
             if let Some(status) = self.child.try_wait().expect("the child can be waited for") {
                 return status.code();
             }
@@ -301,9 +302,9 @@ impl Client {
 
 /// Waits until `is` holds; panics after ten seconds.
 pub fn eventually(what: &str, is: impl Fn() -> bool) {
-    let until = std::time::Instant::now() + Duration::from_secs(10);
+    let until = now() + Duration::from_secs(10);
     while !is() {
-        assert!(std::time::Instant::now() < until, "{what}: not within ten seconds");
+        assert!(now() < until, "{what}: not within ten seconds");
         thread::sleep(Duration::from_millis(5));
     }
 }

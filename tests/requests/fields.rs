@@ -40,6 +40,23 @@ fn strangers_forward_for_nobody() {
     assert_eq!(answer.header("server-timing"), None);
 }
 
+/// A field that some identity makes of a claim never comes from a caller, also where nobody is asked who he is.
+#[test]
+fn claims_are_not_made_up() {
+    let up = Endpoint::ok();
+    let jwks = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/jwks.json");
+    let config = format!(
+        "{}identities: {{ corp: {{ jwt: {{ issuer: \"https://id.example.com/\", audiences: [a], algorithms: [ES256], \
+         jwks: {{ file: {jwks} }}, claimsToHeaders: {{ sub: x-user }} }} }} }}\n",
+        crate::common::simple(&up)
+    );
+    let hop = Onehop::start(&config);
+    get_with(hop.at("edge"), "a.example", "/", "x-user: root\r\nX-User: admin\r\nx-users: kept\r\n");
+    let seen = up.last();
+    assert!(values(&seen, "x-user").is_empty(), "{seen}");
+    assert_eq!(values(&seen, "x-users"), ["kept"]);
+}
+
 #[test]
 fn trusted_proxies_are_believed() {
     let bench = Bench::new();
