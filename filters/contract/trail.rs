@@ -1,6 +1,7 @@
-//! The decision trail: what each filter and each try decided, carried by the request in a fixed-size record.
+//! The decision trail: what each filter and each try decided, carried by the request in a small record of bounded size.
 //!
-//! Recording is one store per decision and no allocation; costs (nanoseconds) are measured only while `timed` is on.
+//! Recording is one store per decision, in place for ordinary requests; costs (nanoseconds) are measured only while
+//! `timed` is on.
 
 use std::time::Duration;
 

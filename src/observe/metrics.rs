@@ -196,37 +196,6 @@ impl ServiceMetrics {
     }
 }
 
-/// What is counted of one listener.
-#[derive(Clone)]
-pub struct ListenerMetrics {
-    /// Connections open now: add 1 and -1.
-    pub open: Gauge,
-    /// Connections accepted.
-    pub accepted: Counter,
-    /// Connections closed at once, since a limit was reached.
-    pub refused: Counter,
-    /// TLS handshakes that failed.
-    pub tls_failed: Counter,
-}
-
-impl ListenerMetrics {
-    /// Handles of the listener of this name.
-    #[must_use]
-    pub fn new(registry: &Registry, listener: &str) -> Self {
-        let labels = &[("listener", listener)];
-        Self {
-            open: registry.gauge("onehop_connections", "Connections open, by listener.", labels),
-            accepted: registry.counter("onehop_connections_total", "Connections accepted, by listener.", labels),
-            refused: registry.counter(
-                "onehop_connections_refused_total",
-                "Connections closed at once because a limit was reached.",
-                labels,
-            ),
-            tls_failed: registry.counter("onehop_tls_handshake_failures_total", "TLS handshakes that failed.", labels),
-        }
-    }
-}
-
 /// What is counted once per process.
 #[derive(Clone)]
 pub struct EngineMetrics {

@@ -244,6 +244,10 @@ fn routes(
                 info: Arc::new(RouteInfo { name: route.name.clone(), upgrades: route.upgrades.clone() }),
                 answers: chain.iter().any(|l| l.response),
                 chain,
+                preflights: compiler.entries.iter().any(|entry| {
+                    matches!(entry.role, Role::Api { phase: Phase::Cors, .. })
+                        && route.filters.iter().any(|(key, _)| key == entry.name)
+                }),
                 request_timeout: route.request_timeout,
                 idle_timeout: route.idle_timeout,
                 body_limit: route.body_limit,
@@ -322,6 +326,7 @@ fn unrouted(metrics: &Arc<Registry>) -> Route {
         info: Arc::new(RouteInfo { name: "".into(), upgrades: Vec::new() }),
         chain: Box::new([]),
         answers: false,
+        preflights: false,
         request_timeout: None,
         idle_timeout: None,
         body_limit: None,

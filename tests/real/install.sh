@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Installs what the real-server lane talks to (Debian or Ubuntu, as root). Starts nothing.
 set -euo pipefail
+cd "$(dirname "$0")/../.."
+
 need=()
 have() { command -v "$1" >/dev/null || [ -x "/usr/sbin/$1" ] || need+=("$2"); }
 have curl curl
@@ -11,11 +13,26 @@ have wrk wrk
 have openssl openssl
 have podman podman
 have runc runc
-have node nodejs
 have python3 python3
+have cc gcc
+have cmake cmake
+command -v go >/dev/null || [ -x target/real-bin/h2spec ] || need+=(golang-go)
 python3 -c 'import venv, ensurepip' 2>/dev/null || need+=(python3-venv)
 if [ ${#need[@]} -gt 0 ]; then
   apt-get update -qq
   DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${need[@]}"
+fi
+
+# Client and server libraries of gRPC, WebSocket and OTLP, in a place of their own.
+venv=target/real-venv
+if ! "$venv/bin/python3" -c 'import grpc, websockets, opentelemetry.proto' 2>/dev/null; then
+  python3 -m venv "$venv"
+  "$venv/bin/pip" install --quiet --disable-pip-version-check \
+    'grpcio>=1.60' 'websockets>=13' 'opentelemetry-proto>=1.30'
+fi
+
+if [ ! -x target/real-bin/h2spec ]; then
+  GOBIN=$PWD/target/real-bin go install github.com/summerwind/h2spec/cmd/h2spec@v2.6.0+incompatible 2>/dev/null ||
+    GOBIN=$PWD/target/real-bin go install github.com/summerwind/h2spec/cmd/h2spec@latest
 fi
 echo "real servers: all installed"

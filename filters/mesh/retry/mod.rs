@@ -20,7 +20,7 @@ use crate::contract::{Build, Entry, Moment, Role};
 /// The filter.
 pub const ENTRY: Entry = Entry {
     name: "retry",
-    summary: "tries again: safely, in time, within a budget",
+    summary: "Tries again: safely, in time, within a budget",
     readme: include_str!("README.md"),
     example: include_str!("example.yaml"),
     schema: |g| g.subschema_for::<Section>(),

@@ -1,0 +1,29 @@
+//! onehop between clients and servers that other people wrote. Nothing here is simulated: each test starts the real
+//! counterpart on free ports with a config of its own, and ends it by its process id.
+//!
+//! `tests/real/install.sh` installs what is needed; a tool that is missing fails its tests.
+
+mod common;
+#[path = "real/kit.rs"]
+mod kit;
+
+#[path = "real/curl.rs"]
+mod curl;
+#[path = "real/dns.rs"]
+mod dns;
+#[path = "real/grpc.rs"]
+mod grpc;
+#[path = "real/h2spec.rs"]
+mod h2spec;
+#[path = "real/jwks.rs"]
+mod jwks;
+#[path = "real/load.rs"]
+mod load;
+#[path = "real/nginx.rs"]
+mod nginx;
+#[path = "real/otlp.rs"]
+mod otlp;
+#[path = "real/tls.rs"]
+mod tls;
+#[path = "real/websocket.rs"]
+mod websocket;
