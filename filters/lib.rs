@@ -1,6 +1,7 @@
 //! The onehop filter contract and every built-in filter.
 //!
 //! A filter author needs [`contract`] only; [`BUILTIN`] is the one list of what ships with the engine.
+#![forbid(unsafe_code)]
 
 pub mod api;
 pub mod contract;

@@ -107,8 +107,10 @@ impl Question {
         for (name, value) in &self.headers {
             rq.headers_mut().append(name.clone(), value.clone());
         }
-        if self.url.authority().is_none() && !rq.headers().contains_key(HOST) {
-            rq.headers_mut().insert(HOST, HeaderValue::from_static("localhost"));
+        if !rq.headers().contains_key(HOST) {
+            // HTTP/1.1 wants the field beside an absolute URL too.
+            let host = self.url.host().and_then(|host| HeaderValue::try_from(host).ok());
+            rq.headers_mut().insert(HOST, host.unwrap_or(HeaderValue::from_static("localhost")));
         }
         rq
     }
@@ -128,7 +130,7 @@ fn caller(view: &Snapshot, listener: &Listener) -> Caller {
         tls: None,
     });
     let stamp = Stamp::new(&conn, listener.plan.trusted.clone(), Some(view.telemetry.debug_header.clone()));
-    Caller { conn, stamp, tls: None }
+    Caller { conn, stamp, tls: None, drain: None }
 }
 
 fn write(text: &mut String, view: &Snapshot, found: &Hypothetical) {
@@ -139,6 +141,9 @@ fn write(text: &mut String, view: &Snapshot, found: &Hypothetical) {
     };
     if let Some(fault) = &found.refused {
         line(format!("refused: {fault} ({})", fault.reason.status()));
+        if found.route.is_none() {
+            return;
+        }
     }
     for candidate in &found.candidates {
         let name = &view.routes[candidate.value as usize].info.name;
@@ -158,6 +163,7 @@ fn write(text: &mut String, view: &Snapshot, found: &Hypothetical) {
         (None, Action::Respond(c)) => line(format!("respond {}", c.status)),
         (None, Action::Nothing) => line("no route: 404".to_owned()),
         (None, Action::Forward(split)) => {
+            line(format!("asks for {}", found.target));
             for i in split.positions() {
                 let target = &view.targets[i];
                 line(format!("service {} {}", target.service.name, target.service.view()));

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use onehop_filters::contract::metrics::Registry;
@@ -29,8 +29,8 @@ use crate::snapshot::estate::{Estate, Staging};
 
 mod facts;
 
-/// How often retired snapshots are looked at.
-const SWEEP: Duration = Duration::from_secs(1);
+/// How often retired snapshots and idle upstream connections are looked at.
+const SWEEP: Duration = Duration::from_secs(5);
 
 /// Why a hop could not start.
 #[derive(Debug, thiserror::Error)]
@@ -94,6 +94,14 @@ impl Hop {
     /// # Errors
     /// As [`Hop::start`].
     pub fn start_with(sources: Vec<Source>, entries: &'static [Entry], log: Option<Log>) -> Result<Self, StartError> {
+        // What counts as a change is measured from here: no edit between reading and watching is missed.
+        let running = Arc::new(OnceLock::<Weak<Shared>>::new());
+        let reloaded = running.clone();
+        let watching = config::watch(sources.clone(), move || {
+            if let Some(shared) = reloaded.get().and_then(Weak::upgrade) {
+                let _ = shared.reload();
+            }
+        });
         let plan = config::load(&sources, entries)?;
         let workers = Workers::start(plan.workers.unwrap_or_else(cores))?;
         let control = Control::start()?;
@@ -110,7 +118,11 @@ impl Hop {
         let staged =
             listeners.apply(&plan.listeners, plan.workload.as_ref()).map_err(|e| plan.files.report(vec![e]))?;
         let log = match log {
-            Some(log) => log,
+            Some(log) => {
+                // The filter was checked with the plan.
+                let _ = log.configure(&plan.telemetry.log);
+                log
+            }
             None => Log::new(&plan.telemetry.log, std::io::sink, false).map_err(std::io::Error::other)?.0,
         };
         let shared = Arc::new_cyclic(|me| Shared {
@@ -136,8 +148,12 @@ impl Hop {
         staged.commit();
         shared.engine.generation.set(1);
         shared.engine.swaps.inc();
+        let _ = running.set(Arc::downgrade(&shared));
+        shared.control.spawn(watching);
         shared.housekeeping();
-        shared.announce();
+        for warning in &shared.plan.lock().warnings {
+            tracing::warn!("{warning}");
+        }
         Ok(Self { shared, workers, control })
     }
 
@@ -184,6 +200,7 @@ impl Hop {
     /// # Errors
     /// As [`Hop::reload`].
     pub fn apply(&self, sources: &[Source]) -> Result<u64, Report> {
+        let _one_at_a_time = self.shared.applying.lock();
         self.shared.apply(config::load(sources, self.shared.entries)?)
     }
 
@@ -199,6 +216,8 @@ impl Hop {
                     return false;
                 }
             };
+            // Not before signals are taken: whoever reads it may send one, and SIGHUP would end the process.
+            shared.announce();
             loop {
                 let stop = shared.stop.notified();
                 let signal = tokio::select! {
@@ -285,6 +304,8 @@ impl Shared {
     /// Reads the sources again and puts them in force. A refused configuration changes nothing, and is told to the log,
     /// the metrics and the admin view.
     pub fn reload(&self) -> Result<u64, Report> {
+        // Held while reading too: who reads last is in force last.
+        let _one_at_a_time = self.applying.lock();
         let result = config::load(&self.sources, self.entries).and_then(|plan| self.apply(plan));
         match &result {
             Ok(generation) => tracing::info!(generation, "configuration in force"),
@@ -297,8 +318,8 @@ impl Shared {
         result
     }
 
+    /// Call with `applying` held.
     fn apply(&self, plan: Plan) -> Result<u64, Report> {
-        let _one_at_a_time = self.applying.lock();
         let _inside = self.control.enter();
         let begun = now();
         let running = self.plan.lock().clone();
@@ -313,7 +334,9 @@ impl Shared {
             self.listeners.apply(&plan.listeners, plan.workload.as_ref()).map_err(|e| plan.files.report(vec![e]))?;
         if plan.admin != running.admin {
             self.open_admin(&plan.admin).map_err(|e| {
-                plan.files.report(vec![ConfigError::at(plan.source.span, format!("admin.bind cannot be opened: {e}"))])
+                let place = plan.source.get("admin").map(|admin| admin.get("bind").unwrap_or(admin).span);
+                let span = place.unwrap_or(plan.source.span);
+                plan.files.report(vec![ConfigError::at(span, format!("admin.bind cannot be opened: {e}"))])
             })?;
         }
         // The filter was checked with the plan.
@@ -344,17 +367,10 @@ impl Shared {
                 tokio::time::sleep(SWEEP).await;
                 let Some(cell) = cell.upgrade() else { return };
                 cell.sweep();
-            }
-        });
-        let shared = Arc::downgrade(self);
-        let sources = self.sources.clone();
-        self.control.spawn(async move {
-            config::watch(sources, move || {
-                if let Some(shared) = shared.upgrade() {
-                    let _ = shared.reload();
+                for target in &cell.load().targets {
+                    target.upstream.sweep(now());
                 }
-            })
-            .await;
+            }
         });
     }
 
@@ -371,9 +387,6 @@ impl Shared {
             }
         }
         eprintln!("{line}");
-        for warning in &self.plan.lock().warnings {
-            tracing::warn!("{warning}");
-        }
     }
 }
 

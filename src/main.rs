@@ -1,4 +1,5 @@
 //! The `onehop` command.
+#![forbid(unsafe_code)]
 
 mod cli;
 

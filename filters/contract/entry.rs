@@ -56,7 +56,7 @@ pub enum Role {
     Check(fn(&Node, &mut Build<'_>) -> Result<Arc<dyn Check>, ConfigError>),
 }
 
-/// Place of an API filter in the chain, outermost first. Within a phase: by name, or as [`Role::Api`] extensions say.
+/// Place of an API filter in the chain, outermost first. Within a phase: by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
     /// Answers preflights before anything costs.

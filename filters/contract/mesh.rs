@@ -275,6 +275,10 @@ pub trait Retry: Send + Sync + 'static {
     fn per_try_timeout(&self) -> Option<Duration> {
         None
     }
+    /// Whether answers that look like successes are worth a question too (retriable fields on a 2xx).
+    fn judges_successes(&self) -> bool {
+        false
+    }
     /// Retries after the first try at most; 0 lets the engine skip every preparation.
     fn attempts(&self) -> u32;
 }

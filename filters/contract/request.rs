@@ -51,8 +51,6 @@ pub struct RouteInfo {
     pub name: Arc<str>,
     /// Whether the route may speak these upgrades, lower-case.
     pub upgrades: Vec<Arc<str>>,
-    /// Every path prefix the route matches by; a rewrite replaces the longest that fits.
-    pub prefixes: Vec<String>,
 }
 
 /// W3C trace context of this request.

@@ -1,10 +1,13 @@
-//! The decision trail: what each filter and each try decided, carried by the request in a fixed-size record.
+//! The decision trail: what each filter and each try decided, carried by the request in a small record of bounded size.
 //!
-//! Recording is one store per decision and no allocation; costs (nanoseconds) are measured only while `timed` is on.
+//! Recording is one store per decision, in place for ordinary requests; costs (nanoseconds) are measured only while
+//! `timed` is on.
 
 use std::time::Duration;
 
-/// How many decisions a request remembers; later ones are counted, not kept.
+use smallvec::SmallVec;
+
+/// How many decisions a request remembers at most; later ones are counted, not kept.
 pub const MAX_DECISIONS: usize = 24;
 
 /// What was decided.
@@ -44,28 +47,23 @@ pub struct Decision {
     pub nanos: u32,
 }
 
+/// Decisions of an ordinary request, kept in place; a request with many retries moves them to the heap.
+const INLINE: usize = 10;
+
 /// See the module.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Trail {
-    entries: [Decision; MAX_DECISIONS],
-    len: u8,
+    entries: SmallVec<[Decision; INLINE]>,
     dropped: u16,
     /// Whether costs are measured (a sampled or debugged request).
     pub timed: bool,
 }
 
-impl Default for Trail {
-    fn default() -> Self {
-        Self { entries: [Decision::default(); MAX_DECISIONS], len: 0, dropped: 0, timed: false }
-    }
-}
-
 impl Trail {
     /// Records a decision.
     pub fn push(&mut self, decision: Decision) {
-        if let Some(slot) = self.entries.get_mut(usize::from(self.len)) {
-            *slot = decision;
-            self.len += 1;
+        if self.entries.len() < MAX_DECISIONS {
+            self.entries.push(decision);
         } else {
             self.dropped = self.dropped.saturating_add(1);
         }
@@ -78,7 +76,7 @@ impl Trail {
     /// What was kept, oldest first.
     #[must_use]
     pub fn decisions(&self) -> &[Decision] {
-        &self.entries[..usize::from(self.len)]
+        &self.entries
     }
     /// How many did not fit.
     #[must_use]

@@ -115,9 +115,7 @@ impl Acceptance {
                 }
             }
         }
-        while let Some(Ok(stream)) = socket.accept_ready().await {
-            self.contained(stream);
-        }
+        socket.empty(|stream| self.contained(stream));
     }
 
     /// A handler that panics costs its connection, never the worker's ear.
@@ -170,21 +168,42 @@ impl Socket {
         poll_fn(|cx| self.poll_accept(cx)).await
     }
 
-    /// What can be had without waiting.
-    async fn accept_ready(&self) -> Option<io::Result<Stream>> {
-        poll_fn(|cx| {
-            Poll::Ready(match self.poll_accept(cx) {
-                Poll::Ready(next) => Some(next),
-                Poll::Pending => None,
-            })
-        })
-        .await
+    /// Takes what the kernel holds ready and closes. Asks the socket itself: what the runtime knows of it is as old as
+    /// the runtime's last look.
+    fn empty(self, mut take: impl FnMut(Stream)) {
+        match self {
+            Self::Tcp(s) => {
+                let Ok(s) = s.into_std() else { return };
+                while let Some((stream, peer)) = next(|| s.accept()) {
+                    let stream = stream.set_nonblocking(true).and_then(|()| stream.try_into());
+                    stream.into_iter().for_each(|stream| take((Plain::Tcp(stream), peer)));
+                }
+            }
+            Self::Unix(s) => {
+                let Ok(s) = s.into_std() else { return };
+                while let Some((stream, _)) = next(|| s.accept()) {
+                    let stream = stream.set_nonblocking(true).and_then(|()| stream.try_into());
+                    stream.into_iter().for_each(|stream| take((Plain::Unix(stream), NOWHERE)));
+                }
+            }
+        }
     }
 
     fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<Stream>> {
         match self {
             Self::Tcp(s) => s.poll_accept(cx).map_ok(|(s, peer)| (Plain::Tcp(s), peer)),
             Self::Unix(s) => s.poll_accept(cx).map_ok(|(s, _)| (Plain::Unix(s), NOWHERE)),
+        }
+    }
+}
+
+/// The next connection, if there is one.
+fn next<T>(mut accept: impl FnMut() -> io::Result<T>) -> Option<T> {
+    loop {
+        match accept() {
+            Ok(next) => return Some(next),
+            Err(e) if of_the_peer(&e) => {}
+            Err(_) => return None,
         }
     }
 }

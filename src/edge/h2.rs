@@ -59,9 +59,7 @@ pub async fn run<S: Serve>(io: Stream, setup: &Setup<S>, watch: &mut Watch) {
         }
         link.wire.draining.store(phase == Phase::Draining, Relaxed);
         if phase == Phase::Draining && clocks.farewell.is_none() {
-            if !handle.lock().frames.greeted() {
-                return Poll::Ready(Over::Quiet);
-            }
+            // hyper keeps this in mind until the preface is through: a request may stand right behind it.
             clocks.farewell = Some(now());
             Pin::new(&mut conn).graceful_shutdown();
         }

@@ -3,6 +3,7 @@
 //! Labels are bounded: names from the configuration, status classes, reasons from a fixed table; never a path, a host
 //! or an address.
 
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use http::StatusCode;
@@ -24,9 +25,16 @@ fn by_class(registry: &Registry, name: &'static str, help: &'static str, key: (&
     CLASSES.map(|code| registry.histogram(name, help, &[key, ("code", code)]))
 }
 
-/// What is counted of the requests of one route.
+/// What is counted of the requests of one route. Its series are made with its first request: a configuration may have
+/// thousands of routes that nobody calls, and each series costs memory on every worker.
 #[derive(Clone)]
 pub struct RouteMetrics {
+    registry: Arc<Registry>,
+    route: Arc<str>,
+    series: OnceLock<Arc<RouteSeries>>,
+}
+
+struct RouteSeries {
     duration: [Histogram; 5],
     overhead: Histogram,
     bytes_in: Counter,
@@ -36,7 +44,31 @@ pub struct RouteMetrics {
 impl RouteMetrics {
     /// Handles of the route of this name.
     #[must_use]
-    pub fn new(registry: &Registry, route: &str) -> Self {
+    pub fn new(registry: &Arc<Registry>, route: &Arc<str>) -> Self {
+        Self { registry: registry.clone(), route: route.clone(), series: OnceLock::new() }
+    }
+
+    /// Counts a request that ended. `upstream` is the part of `duration` spent waiting for endpoints.
+    pub fn record(&self, status: StatusCode, duration: Duration, upstream: Duration) {
+        let series = self.series();
+        series.duration[class(status)].observe(duration);
+        series.overhead.observe(duration.saturating_sub(upstream));
+    }
+
+    /// Counts the bodies of a request that ended.
+    pub fn bodies(&self, bytes_in: u64, bytes_out: u64) {
+        let series = self.series();
+        series.bytes_in.add(bytes_in);
+        series.bytes_out.add(bytes_out);
+    }
+
+    fn series(&self) -> &RouteSeries {
+        self.series.get_or_init(|| Arc::new(RouteSeries::new(&self.registry, &self.route)))
+    }
+}
+
+impl RouteSeries {
+    fn new(registry: &Registry, route: &str) -> Self {
         Self {
             duration: by_class(
                 registry,
@@ -60,18 +92,6 @@ impl RouteMetrics {
                 &[("route", route)],
             ),
         }
-    }
-
-    /// Counts a request that ended. `upstream` is the part of `duration` spent waiting for endpoints.
-    pub fn record(&self, status: StatusCode, duration: Duration, upstream: Duration) {
-        self.duration[class(status)].observe(duration);
-        self.overhead.observe(duration.saturating_sub(upstream));
-    }
-
-    /// Counts the bodies of a request that ended.
-    pub fn bodies(&self, bytes_in: u64, bytes_out: u64) {
-        self.bytes_in.add(bytes_in);
-        self.bytes_out.add(bytes_out);
     }
 }
 
@@ -176,37 +196,6 @@ impl ServiceMetrics {
     }
 }
 
-/// What is counted of one listener.
-#[derive(Clone)]
-pub struct ListenerMetrics {
-    /// Connections open now: add 1 and -1.
-    pub open: Gauge,
-    /// Connections accepted.
-    pub accepted: Counter,
-    /// Connections closed at once, since a limit was reached.
-    pub refused: Counter,
-    /// TLS handshakes that failed.
-    pub tls_failed: Counter,
-}
-
-impl ListenerMetrics {
-    /// Handles of the listener of this name.
-    #[must_use]
-    pub fn new(registry: &Registry, listener: &str) -> Self {
-        let labels = &[("listener", listener)];
-        Self {
-            open: registry.gauge("onehop_connections", "Connections open, by listener.", labels),
-            accepted: registry.counter("onehop_connections_total", "Connections accepted, by listener.", labels),
-            refused: registry.counter(
-                "onehop_connections_refused_total",
-                "Connections closed at once because a limit was reached.",
-                labels,
-            ),
-            tls_failed: registry.counter("onehop_tls_handshake_failures_total", "TLS handshakes that failed.", labels),
-        }
-    }
-}
-
 /// What is counted once per process.
 #[derive(Clone)]
 pub struct EngineMetrics {
@@ -264,8 +253,8 @@ mod tests {
 
     #[test]
     fn requests_count_by_class() {
-        let registry = Registry::default();
-        let route = RouteMetrics::new(&registry, "orders");
+        let registry = Arc::new(Registry::default());
+        let route = RouteMetrics::new(&registry, &"orders".into());
         for status in [200, 204, 404, 503, 999] {
             let status = StatusCode::from_u16(status).expect("three digits");
             route.record(status, Duration::from_millis(20), Duration::from_millis(19));

@@ -8,7 +8,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use http_body::Body as _;
 use onehop_filters::contract::mesh::{Admit, Again, Endpoint, Judge, Pick, TryOutcome};
 use onehop_filters::contract::trail::Outcome;
-use onehop_filters::contract::{Body, Fault, Moment, Reason, RequestCx, Side, now};
+use onehop_filters::contract::{Body, Fault, Moment, Proof, Reason, RequestCx, Side, now};
 use smallvec::SmallVec;
 
 use super::exchange::{Exchange, Try};
@@ -30,12 +30,15 @@ pub struct Admission {
     /// Gates passed so far; a refusal at the third releases two.
     passed: usize,
     endpoint: Option<Arc<Endpoint>>,
+    /// When the endpoint was picked.
+    begun: Moment,
+    observed: bool,
 }
 
 impl Admission {
     /// Passes the gates in order, waiting in their queues no longer than `until`.
     async fn enter(view: &Arc<View>, target: usize, now: Moment, until: Moment) -> Result<Self, Fault> {
-        let mut place = Self { view: view.clone(), target, passed: 0, endpoint: None };
+        let mut place = Self { view: view.clone(), target, passed: 0, endpoint: None, begun: now, observed: false };
         for gate in &*view.targets[target].service.gates {
             match gate.admit(now) {
                 Admit::Yes => {}
@@ -62,13 +65,15 @@ impl Admission {
         endpoint.state.inflight.fetch_add(1, Relaxed);
         endpoint.state.tries.fetch_add(1, Relaxed);
         self.endpoint = Some(endpoint);
+        self.begun = now;
         true
     }
 
     /// Tells everybody who learns from tries.
-    fn observe(&self, outcome: &TryOutcome<'_>, now: Moment) {
+    fn observe(&mut self, outcome: &TryOutcome<'_>, now: Moment) {
+        self.observed = true;
         let Some(endpoint) = &self.endpoint else { return };
-        if outcome.result.as_ref().map_or(true, |(status, _)| status.is_server_error()) {
+        if failed(outcome) {
             endpoint.state.failed.fetch_add(1, Relaxed);
         }
         let service = self.service();
@@ -81,6 +86,12 @@ impl Admission {
 
 impl Drop for Admission {
     fn drop(&mut self) {
+        if self.endpoint.is_some() && !self.observed {
+            // The client left before there was anything to learn; a probe that was claimed is free again.
+            let at = now();
+            let result = Err((Reason::ClientGone, Proof::MayHaveRun));
+            self.observe(&TryOutcome { result, grpc: None, latency: at.since(self.begun) }, at);
+        }
         if let Some(endpoint) = &self.endpoint {
             endpoint.state.inflight.fetch_sub(1, Relaxed);
         }
@@ -203,7 +214,8 @@ async fn tries(ex: &mut Exchange, wants: &Wants<'_>, position: usize) -> Result<
             },
         );
 
-        let again = retry.attempts() != 0 && worth_asking(&outcome) && wants.upgrade.is_none();
+        let again =
+            retry.attempts() != 0 && (retry.judges_successes() || worth_asking(&outcome)) && wants.upgrade.is_none();
         if again {
             let judge = Judge {
                 now: ended,
@@ -259,6 +271,14 @@ fn strip_load_report(headers: &mut HeaderMap) {
 /// Wraps the body so that it can be sent again, if another try may follow and there is a body.
 fn keep_body(body: &mut Body, retries: u32, limit: usize) -> Option<Replay> {
     (retries != 0 && limit != 0 && !body.is_end_stream()).then(|| Replay::new(std::mem::take(body), limit))
+}
+
+/// What counts as a failure of the endpoint: not what its caller did.
+fn failed(outcome: &TryOutcome<'_>) -> bool {
+    match &outcome.result {
+        Ok((status, _)) => status.is_server_error(),
+        Err((reason, _)) => *reason != Reason::ClientGone,
+    }
 }
 
 fn counted(outcome: &TryOutcome<'_>) -> Counted {

@@ -41,7 +41,7 @@ impl Embedded {
         });
         let trusted = plan.map_or_else(|| Arc::from([]), |p| p.trusted.clone());
         let stamp = Stamp::new(&conn, trusted, Some(view.telemetry.debug_header.clone()));
-        Self { cell, caller: Arc::new(Caller { conn, stamp, tls: None }) }
+        Self { cell, caller: Arc::new(Caller { conn, stamp, tls: None, drain: None }) }
     }
 }
 

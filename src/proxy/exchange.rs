@@ -4,6 +4,7 @@
 //! the span are released or written at end of stream, error or drop. A client that left is an outcome, not silence.
 
 use std::future::Future;
+use std::ops::{Deref, DerefMut};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -36,11 +37,58 @@ pub struct Exchange {
     pub admission: Option<Admission>,
 }
 
+/// An exchange that has no answer yet. Dropped as such it is over all the same: the client left, and the ledger says so.
+pub struct Unanswered(Option<Box<Exchange>>);
+
+impl Unanswered {
+    /// Boxes it, once.
+    #[must_use]
+    pub fn new(exchange: Exchange) -> Self {
+        Self(Some(Box::new(exchange)))
+    }
+
+    /// There is an answer: its body ends the exchange.
+    #[must_use]
+    pub fn answered(mut self) -> Box<Exchange> {
+        self.0.take().expect(Self::HELD)
+    }
+
+    const HELD: &str = "an exchange is held until it is answered";
+}
+
+impl Deref for Unanswered {
+    type Target = Exchange;
+
+    fn deref(&self) -> &Exchange {
+        self.0.as_ref().expect(Self::HELD)
+    }
+}
+
+impl DerefMut for Unanswered {
+    fn deref_mut(&mut self) -> &mut Exchange {
+        self.0.as_mut().expect(Self::HELD)
+    }
+}
+
+impl Drop for Unanswered {
+    fn drop(&mut self) {
+        let Some(mut exchange) = self.0.take() else { return };
+        // Nobody sent a hypothetical request.
+        if !exchange.cx.dry_run {
+            exchange.tally.status = Reason::ClientGone.status();
+            exchange.tally.unanswered = true;
+            ledger::close(exchange, End::Aborted);
+        }
+    }
+}
+
 /// What happened, for the log, the metrics and the span.
 #[derive(Default)]
 pub struct Tally {
     /// Status sent.
     pub status: StatusCode,
+    /// None was: the client left before.
+    pub unanswered: bool,
     /// Why we answered ourselves, and which filter or room decided.
     pub refused: Option<(Reason, &'static str)>,
     /// Tries made.

@@ -130,7 +130,7 @@ fn record<'a>(
         host: cx.authority.as_str(),
         path: cx.target.as_str().as_bytes(),
         protocol: Some(cx.version),
-        status: tally.status.as_u16(),
+        status: if tally.unanswered { 0 } else { tally.status.as_u16() },
         reason,
         filter: by,
         route: &cx.route.name,
@@ -181,7 +181,11 @@ impl RawHead {
 pub fn refuse(view: &Snapshot, conn: &Arc<Conn>, raw: &RawHead, started: Moment, fault: &Fault) -> Response<Outgoing> {
     let id = super::headers::request_id::fresh();
     let asked = fault::Asked { request_id: id.as_bytes(), head: raw.method == Method::HEAD, grpc: raw.grpc.as_ref() };
-    let response = fault::response(fault, &asked);
+    let mut response = fault::response(fault, &asked);
+    // What follows such a head may be a body, a tunnel or a request: nobody can say, so nobody reads it.
+    if raw.version != Version::HTTP_2 && (fault.reason == Reason::BadFraming || raw.method == Method::CONNECT) {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     let log = view.access_log.as_deref();
     refused(log, view, conn, Some(raw), started, fault, &id, response.status().as_u16());
     response.map(Outgoing::bare)

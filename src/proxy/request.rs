@@ -15,17 +15,19 @@ use onehop_filters::contract::{
 use smallvec::SmallVec;
 
 use super::attempt::{self, Got};
-use super::exchange::{Exchange, Outgoing, Tally};
+use super::exchange::{Exchange, Outgoing, Tally, Unanswered};
 use super::head::{Admitted, admit};
 use super::headers::forwarded::Stamp;
 use super::headers::{legal, request_id, trace, via};
 use super::{deadline, ledger, upgrade};
+use crate::config::plan::Capture;
 use crate::edge::body::Inbound;
 use crate::edge::serve::Link;
 use crate::edge::tls::Acceptor;
 use crate::fault;
 use crate::observe::server_timing;
 use crate::route::{Candidate, Probe, rewrite};
+use crate::runtime::Drain;
 use crate::snapshot::cell::{Cell, View};
 use crate::snapshot::{Action, Listener, Route};
 
@@ -55,6 +57,8 @@ pub struct Caller {
     pub stamp: Stamp,
     /// The TLS side of its listener: knows which names belong to the certificate that was shown.
     pub tls: Option<Arc<Acceptor>>,
+    /// The end of its listener; none when embedded.
+    pub drain: Option<Arc<Drain>>,
 }
 
 /// A request as the edge, or an embedding program, hands it over.
@@ -79,12 +83,12 @@ pub enum Arriving {
 
 /// Serves one request.
 pub async fn serve(cell: &Cell, caller: &Caller, arrived: Arrived) -> Response<Outgoing> {
-    let view = cell.view();
+    let view = cell.view_for(&caller.conn.listener);
     let started = now();
     let Arrived { parts, body, link, on_upgrade } = arrived;
     let raw = ledger::RawHead::of(&parts);
     let Some(listener) = view.listener(&caller.conn.listener) else {
-        // The listener left with the last reload; its connections drain.
+        // The listener left long ago, and this connection has outlived its farewell.
         return ledger::refuse(&view, &caller.conn, &raw, started, &Fault::new(Reason::Draining).by("listener"));
     };
     let admitted = match admit(parts, &caller.conn, &listener.plan.limits, listener.plan.paths) {
@@ -96,12 +100,12 @@ pub async fn serve(cell: &Cell, caller: &Caller, arrived: Arrived) -> Response<O
     rq.link = link;
     rq.on_upgrade = on_upgrade;
     take_body(&mut rq, listener, body, length);
-    run(rq).await
+    run(rq, caller).await
 }
 
 /// A request with its exchange.
 struct Request {
-    ex: Box<Exchange>,
+    ex: Unanswered,
     te_trailers: bool,
     expect_continue: bool,
     upgrade: Option<HeaderValue>,
@@ -146,7 +150,8 @@ fn begin(view: &Arc<View>, listener: &Listener, caller: &Caller, admitted: Admit
         method: &method,
         headers: &headers,
     };
-    let found = listener.table.lookup(&probe).map(|hit| (*hit.value, hit.covered));
+    let found = preflight(view, listener, &probe)
+        .or_else(|| listener.table.lookup(&probe).map(|hit| (*hit.value, hit.covered)));
     let route = found.map_or(&view.unrouted, |(i, _)| &view.routes[i as usize]);
     let left = left.filter(|_| near || route.inherit_deadline || grpc);
     let mut cx = RequestCx {
@@ -175,8 +180,20 @@ fn begin(view: &Arc<View>, listener: &Listener, caller: &Caller, admitted: Admit
     };
     cx.trail.timed = debug || trace.sampled;
     let tally = Tally { debug, ..Tally::default() };
-    let ex = Box::new(Exchange { cx, view: view.clone(), route: found.map(|(i, _)| i), tally, admission: None });
+    let ex = Unanswered::new(Exchange { cx, view: view.clone(), route: found.map(|(i, _)| i), tally, admission: None });
     Request { ex, te_trailers, expect_continue, upgrade, grpc, link: None, on_upgrade: None, doomed }
+}
+
+/// The route of a cross-origin preflight: the one that will serve the request it asks for, if that answers preflights.
+/// `methods: [POST]` does not have to name OPTIONS for it.
+fn preflight(view: &View, listener: &Listener, probe: &Probe<'_>) -> Option<(u32, usize)> {
+    if *probe.method != Method::OPTIONS || !probe.headers.contains_key(header::ORIGIN) {
+        return None;
+    }
+    let method = probe.headers.get(header::ACCESS_CONTROL_REQUEST_METHOD)?;
+    let method = Method::from_bytes(method.as_bytes()).ok()?;
+    let hit = listener.table.lookup(&Probe { method: &method, ..*probe })?;
+    view.routes[*hit.value as usize].preflights.then_some((*hit.value, hit.covered))
 }
 
 /// Continues the caller's trace, or begins one if there is anywhere to report it.
@@ -223,7 +240,7 @@ fn due(route: &Route, started: Moment, left: Option<Duration>) -> Moment {
     started + limit
 }
 
-async fn run(mut rq: Request) -> Response<Outgoing> {
+async fn run(mut rq: Request, caller: &Caller) -> Response<Outgoing> {
     let view = rq.ex.view.clone();
     let route = rq.ex.route.map_or(&view.unrouted, |i| &view.routes[i as usize]);
     let mut ran = 0;
@@ -245,7 +262,7 @@ async fn run(mut rq: Request) -> Response<Outgoing> {
     if route.answers {
         back(&mut rq.ex, route, ran, &mut rs).await;
     }
-    finish(rq, route, rs, tunnel)
+    finish(rq, caller, route, rs, tunnel)
 }
 
 /// Walks the chain in. `ran` counts the filters whose `on_request` was called.
@@ -337,8 +354,18 @@ async fn act(rq: &mut Request, route: &Route) -> Result<Answer, Fault> {
             *reply.headers_mut() = canned.headers.clone();
             Ok(Answer::made(reply))
         }
-        Action::Nothing => Err(Fault::new(Reason::NoRoute).by("routes")),
+        Action::Nothing => Err(no_route(&rq.ex)),
     }
+}
+
+/// Nobody serves this path; or, where a sidecar calls out, nobody has this name.
+fn no_route(ex: &Exchange) -> Fault {
+    let unknown = ex.view.listener(&ex.cx.conn.listener).is_some_and(|listener| {
+        listener.plan.mesh
+            && listener.plan.capture != Some(Capture::Inbound)
+            && !listener.table.knows(ex.cx.authority.host())
+    });
+    Fault::new(if unknown { Reason::UnknownHost } else { Reason::NoRoute }).by("routes")
 }
 
 async fn call(rq: &mut Request, target: usize) -> Result<Answer, Fault> {
@@ -382,8 +409,15 @@ fn render(ex: &mut Exchange, fault: &Fault) -> ResponseCx {
 }
 
 /// Makes the head legal for the client's version, ties the exchange to the body, and starts a tunnel if one was agreed.
-fn finish(rq: Request, route: &Route, rs: ResponseCx, tunnel: Option<upgrade::Tunnel>) -> Response<Outgoing> {
-    let Request { mut ex, te_trailers, grpc, upgrade: wanted, .. } = rq;
+fn finish(
+    rq: Request,
+    caller: &Caller,
+    route: &Route,
+    rs: ResponseCx,
+    tunnel: Option<upgrade::Tunnel>,
+) -> Response<Outgoing> {
+    let Request { ex, te_trailers, grpc, upgrade: wanted, .. } = rq;
+    let mut ex = ex.answered();
     let ResponseCx { status, mut headers, body, origin } = rs;
     for (name, value) in ex.cx.reply_headers.drain(..) {
         if name == header::VARY {
@@ -401,6 +435,13 @@ fn finish(rq: Request, route: &Route, rs: ResponseCx, tunnel: Option<upgrade::Tu
     }
     if origin == Origin::Fault || (origin == Origin::Filter && !headers.contains_key(&super::REQUEST_ID)) {
         headers.insert(super::REQUEST_ID.clone(), ex.cx.request_id.clone());
+    }
+    // What a GET would say, for a body that is known and does not go out (RFC 9110 section 9.3.2).
+    if ex.cx.method == Method::HEAD
+        && origin == Origin::Filter
+        && let Some(length) = body.size_hint().exact()
+    {
+        headers.entry(header::CONTENT_LENGTH).or_insert_with(|| HeaderValue::from(length));
     }
     let streams = attempt::streams(status, &headers, grpc);
     let upgrade = wanted.as_ref().filter(|_| tunnel.is_some());
@@ -420,15 +461,24 @@ fn finish(rq: Request, route: &Route, rs: ResponseCx, tunnel: Option<upgrade::Tu
             (head.status, head.headers, body) = (rs.status, rs.headers, rs.body);
         }
     }
+    if ex.cx.version != Version::HTTP_2 && ex.tally.refused.is_some_and(|(reason, _)| leaves_body_unread(reason)) {
+        head.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     ex.tally.status = head.status;
     let idle = route.idle_timeout;
     match tunnel {
         Some(tunnel) => {
-            tunnel.start(ex, idle);
+            tunnel.start(ex, idle, caller.drain.clone());
             Response::from_parts(head, Outgoing::bare(Body::Empty))
         }
         None => Response::from_parts(head, Outgoing::new(body, ex, idle, streams)),
     }
+}
+
+/// Whether the rest of the request's body is still to come and nobody will read it: the connection ends with the answer,
+/// which has to say so (RFC 9112 section 9.6), or the client loses the request it sends next.
+const fn leaves_body_unread(reason: Reason) -> bool {
+    matches!(reason, Reason::BodyTooLarge | Reason::BodyTimeout | Reason::BadFraming)
 }
 
 /// What would become of a request that nobody sends.
@@ -487,6 +537,7 @@ pub async fn hypothetical(view: &Arc<View>, listener: &Listener, caller: &Caller
         };
     }
     found.trail = cx.trail.clone();
-    found.target = format!("{}{}", cx.authority, cx.target);
+    let host = cx.upstream_host.as_ref().and_then(|host| host.to_str().ok()).unwrap_or(cx.authority.as_str());
+    found.target = format!("http://{host}{}", cx.target);
     found
 }

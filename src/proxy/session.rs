@@ -41,7 +41,8 @@ impl Handler for Sessions {
         let conn = Arc::new(conn);
         let debug = self.cell.view().telemetry.debug_header.clone();
         let stamp = Stamp::new(&conn, settings.plan.trusted.clone(), Some(debug));
-        let caller = Caller { conn: conn.clone(), stamp, tls: settings.tls.clone() };
+        let caller =
+            Caller { conn: conn.clone(), stamp, tls: settings.tls.clone(), drain: Some(listener.drain.clone()) };
         let session = Arc::new(Session { cell: self.cell.clone(), caller, metrics: self.metrics.clone() });
         let drain = DrainSignal::from(listener.drain.subscribe());
         let edge = settings.edge.clone();

@@ -2,6 +2,7 @@
 //!
 //! Nothing is tunnelled before the endpoint agreed: bytes the client sent early wait in its connection.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::digest;
@@ -15,7 +16,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::exchange::{End, Exchange};
 use super::ledger;
-use crate::runtime::wheel;
+use crate::runtime::{Drain, Phase, wheel};
 use crate::upstream::Io;
 
 /// RFC 6455 section 1.3.
@@ -103,18 +104,29 @@ pub struct Tunnel {
 
 impl Tunnel {
     /// Copies both ways until both sides are done, or nothing moved for `idle`. The exchange ends with it.
-    pub fn start(self, mut ex: Box<Exchange>, idle: Option<Duration>) {
+    ///
+    /// `drain` is the listener's: the connection's own task ends when the tunnel begins, so the tunnel counts as alive in
+    /// its place, and is cut when the listener's grace is over.
+    pub fn start(self, mut ex: Box<Exchange>, idle: Option<Duration>, drain: Option<Arc<Drain>>) {
+        let ticket = drain.as_ref().map(Drain::enter);
         tokio::spawn(async move {
             let Self { client, io } = self;
-            let end = match client.await {
-                Ok(client) => {
-                    let (end, out) = copy(TokioIo::new(client), io, idle).await;
-                    ex.tally.bytes_out = out;
-                    end
+            let copied = async {
+                match client.await {
+                    Ok(client) => copy(TokioIo::new(client), io, idle).await,
+                    Err(_) => (End::Aborted, 0),
                 }
-                Err(_) => End::Aborted,
             };
+            let (end, out) = match drain {
+                None => copied.await,
+                Some(drain) => tokio::select! {
+                    ended = copied => ended,
+                    () = drain.reached(Phase::Kill) => (End::Cut(Reason::Draining), 0),
+                },
+            };
+            ex.tally.bytes_out = out;
             ledger::close(ex, end);
+            drop(ticket);
         });
     }
 }
@@ -184,6 +196,6 @@ mod tests {
 
     #[test]
     fn proof_is_rfc_6455s_example() {
-        assert_eq!(proof(b"dGhlIHNhbXBsZSBub25jZQ=="), "s3pPLMBiTxaQ9kYzzhZRbK+xOo0=");
+        assert_eq!(proof(b"dGhlIHNhbXBsZSBub25jZQ=="), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
     }
 }

@@ -8,10 +8,17 @@ use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use std::time::Duration;
+
 use arc_swap::ArcSwap;
+use onehop_filters::contract::{Moment, now};
 use parking_lot::Mutex;
 
 use super::Snapshot;
+
+/// For how long, beyond the drain, a listener that left can still be asked for: its connections hear of the end a
+/// moment after the swap, and a request may be on its way.
+const FAREWELL: Duration = Duration::from_secs(5);
 
 /// Holder of the current snapshot.
 pub struct Cell {
@@ -19,6 +26,15 @@ pub struct Cell {
     current: Arc<ArcSwap<Snapshot>>,
     /// Snapshots that requests may still hold. Contended by nobody: only the control thread publishes and sweeps.
     retired: Mutex<Vec<Arc<Snapshot>>>,
+    /// Taken by requests only on connections of a listener that is gone.
+    departed: Mutex<Vec<Departed>>,
+}
+
+/// A listener that the current snapshot does not have, with the last one that did.
+struct Departed {
+    listener: Arc<str>,
+    last: Arc<Snapshot>,
+    until: Moment,
 }
 
 /// One worker's hold on a snapshot.
@@ -48,7 +64,7 @@ impl Cell {
     #[must_use]
     pub fn new(first: Snapshot) -> Self {
         let id = CELLS.fetch_add(1, Ordering::Relaxed);
-        Self { id, current: Arc::new(ArcSwap::from_pointee(first)), retired: Mutex::new(Vec::new()) }
+        Self { id, current: Arc::new(ArcSwap::from_pointee(first)), retired: Mutex::default(), departed: Mutex::default() }
     }
 
     /// The calling worker's view of the current snapshot. Keep it for the whole request, retries included.
@@ -71,20 +87,45 @@ impl Cell {
         })
     }
 
+    /// The view for a request on a connection of this listener. Who was let in by a listener that has left since is
+    /// served as it was when it left: its connection is about to be told, and a reload fails no request.
+    #[must_use]
+    pub fn view_for(&self, listener: &str) -> Arc<View> {
+        let view = self.view();
+        if view.listener(listener).is_some() {
+            return view;
+        }
+        let departed = self.departed.lock();
+        let last = departed.iter().find(|d| &*d.listener == listener).map(|d| d.last.clone());
+        last.map_or(view, |last| Arc::new(View(last)))
+    }
+
     /// The current snapshot, for the control thread.
     #[must_use]
     pub fn load(&self) -> Arc<Snapshot> {
         self.current.load_full()
     }
 
-    /// Replaces the snapshot. Requests under way keep theirs.
+    /// Replaces the snapshot. Requests under way keep theirs. One at a time.
     pub fn publish(&self, next: Snapshot) {
-        let old = self.current.swap(Arc::new(next));
+        let next = Arc::new(next);
+        let old = self.current.load_full();
+        let until = now() + old.lifecycle.drain + FAREWELL;
+        {
+            // Before the swap: a request that does not find its listener looks here at once.
+            let mut departed = self.departed.lock();
+            departed.retain(|d| next.listener(&d.listener).is_none());
+            let gone = old.listeners.iter().map(|l| &l.plan.name).filter(|name| next.listener(name).is_none());
+            departed.extend(gone.map(|name| Departed { listener: name.clone(), last: old.clone(), until }));
+        }
+        drop(self.current.swap(next));
         self.retired.lock().push(old);
     }
 
     /// Frees retired snapshots that nobody reads any more; returns how many are still read. For the control thread.
     pub fn sweep(&self) -> usize {
+        let now = now();
+        self.departed.lock().retain(|d| d.until > now);
         let free: Vec<_> = {
             let mut retired = self.retired.lock();
             let (free, held) = retired.drain(..).partition(|s| Arc::strong_count(s) == 1);

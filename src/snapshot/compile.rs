@@ -156,11 +156,14 @@ fn target(
         Some(CheckTls { config: tls.config(), name: tls.server_name(default.as_ref(), &nowhere).ok()? })
     });
     let made = Service::build(service, entries, &mut build, check_tls)?;
-    let upstream_of_removed = Arc::downgrade(&upstream);
-    made.cluster.on_removed(move |endpoint| {
-        if let Some(upstream) = upstream_of_removed.upgrade() {
-            upstream.forget(endpoint.id);
-        }
+    let (cluster, upstream_of_removed) = (made.cluster.clone(), Arc::downgrade(&upstream));
+    // The cluster may be that of the running config: it hears nothing of one that is refused.
+    build.at_publish(move || {
+        cluster.on_removed(move |endpoint| {
+            if let Some(upstream) = upstream_of_removed.upgrade() {
+                upstream.forget(endpoint.id);
+            }
+        });
     });
     let fallback = service.fallback.as_ref().and_then(|f| match f {
         plan::Fallback::Respond(canned) => Some(Fallback::Respond(canned.clone())),
@@ -238,13 +241,13 @@ fn routes(
     for route in &plan.routes {
         match chain(compiler, plan, directory, route) {
             Ok(chain) => routes.push(Route {
-                info: Arc::new(RouteInfo {
-                    name: route.name.clone(),
-                    upgrades: route.upgrades.clone(),
-                    prefixes: prefixes(route),
-                }),
+                info: Arc::new(RouteInfo { name: route.name.clone(), upgrades: route.upgrades.clone() }),
                 answers: chain.iter().any(|l| l.response),
                 chain,
+                preflights: compiler.entries.iter().any(|entry| {
+                    matches!(entry.role, Role::Api { phase: Phase::Cors, .. })
+                        && route.filters.iter().any(|(key, _)| key == entry.name)
+                }),
                 request_timeout: route.request_timeout,
                 idle_timeout: route.idle_timeout,
                 body_limit: route.body_limit,
@@ -256,17 +259,6 @@ fn routes(
         }
     }
     routes
-}
-
-fn prefixes(route: &plan::Route) -> Vec<String> {
-    route
-        .matches
-        .iter()
-        .filter_map(|m| match &m.path {
-            Some(plan::PathMatch::Prefix(p)) => Some(p.clone()),
-            _ => None,
-        })
-        .collect()
 }
 
 fn action(plan: &Plan, action: &plan::Action) -> Action {
@@ -329,17 +321,18 @@ fn listeners(plan: &Plan, errors: &mut Vec<ConfigError>) -> Vec<Listener> {
     listeners
 }
 
-fn unrouted(metrics: &Registry) -> Route {
+fn unrouted(metrics: &Arc<Registry>) -> Route {
     Route {
-        info: Arc::new(RouteInfo { name: "".into(), upgrades: Vec::new(), prefixes: Vec::new() }),
+        info: Arc::new(RouteInfo { name: "".into(), upgrades: Vec::new() }),
         chain: Box::new([]),
         answers: false,
+        preflights: false,
         request_timeout: None,
         idle_timeout: None,
         body_limit: None,
         inherit_deadline: false,
         action: Action::Nothing,
-        metrics: RouteMetrics::new(metrics, ""),
+        metrics: RouteMetrics::new(metrics, &"".into()),
     }
 }
 

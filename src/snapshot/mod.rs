@@ -67,6 +67,8 @@ pub struct Route {
     pub chain: Box<[Link]>,
     /// Whether any link acts on responses.
     pub answers: bool,
+    /// Whether the chain answers cross-origin preflights.
+    pub preflights: bool,
     /// Limit of everything; `None` = no limit.
     pub request_timeout: Option<Duration>,
     /// Limit of standing still; `None` = no limit.
@@ -133,7 +135,7 @@ impl Split {
             [(_, only)] => Some(*only),
             many => {
                 // Multiply-shift instead of a division; the bias is below 2^-32.
-                let at = u32::try_from((seed >> 32) * u64::from(self.total) >> 32).unwrap_or(u32::MAX);
+                let at = u32::try_from(((seed >> 32) * u64::from(self.total)) >> 32).unwrap_or(u32::MAX);
                 many.iter().find(|(sum, _)| at < *sum).map(|(_, i)| *i)
             }
         }

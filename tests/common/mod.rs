@@ -1,6 +1,11 @@
 //! What black-box tests share: the built binary as a process, endpoints it can call, and raw bytes to throw at it.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+pub mod authority;
+pub mod backend;
+pub mod load;
+pub mod streams;
+
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -10,6 +15,8 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
+
+pub mod h2;
 
 /// A running `onehop run`. Killed when dropped.
 pub struct Onehop {
@@ -125,8 +132,8 @@ impl Onehop {
 
     /// Waits for the process to end; its exit code.
     pub fn wait(&mut self, limit: Duration) -> Option<i32> {
-        let until = std::time::Instant::now() + limit;
-        while std::time::Instant::now() < until {
+        let until = onehop_filters::contract::now() + limit;
+        while onehop_filters::contract::now() < until {
             if let Some(status) = self.child.try_wait().expect("the child can be waited for") {
                 return status.code();
             }
@@ -189,6 +196,144 @@ pub fn exchange(to: SocketAddr, bytes: &[u8]) -> Answer {
             Ok(n) => answer.extend_from_slice(&buffer[..n]),
         }
     }
+}
+
+/// A byte stream, encrypted or not.
+pub trait Wire: Read + Write + Send {}
+impl<T: Read + Write + Send> Wire for T {}
+
+/// A client connection that reads one answer at a time.
+pub struct Client {
+    wire: Box<dyn Wire>,
+    buffer: Vec<u8>,
+}
+
+impl Client {
+    /// Connects.
+    pub fn to(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).expect("a connection");
+        stream.set_read_timeout(Some(Duration::from_secs(5))).expect("a socket option");
+        stream.set_nodelay(true).expect("a socket option");
+        Self::over(stream)
+    }
+
+    /// Speaks over what is connected already.
+    pub fn over(wire: impl Wire + 'static) -> Self {
+        Self { wire: Box::new(wire), buffer: Vec::new() }
+    }
+
+    /// Sends bytes. A peer that refused before it has read everything is no failure here.
+    pub fn send(&mut self, bytes: &[u8]) {
+        let _ = self.wire.write_all(bytes).and_then(|()| self.wire.flush());
+    }
+
+    /// One read; false: nothing more comes.
+    fn more(&mut self) -> bool {
+        let mut bytes = [0; 16 << 10];
+        match self.wire.read(&mut bytes) {
+            Ok(0) | Err(_) => false,
+            Ok(n) => {
+                self.buffer.extend_from_slice(&bytes[..n]);
+                true
+            }
+        }
+    }
+
+    /// Everything up to and with `end`; what there is if it does not come.
+    pub fn until(&mut self, end: &[u8]) -> Vec<u8> {
+        let mut from = 0;
+        loop {
+            if let Some(at) = self.buffer[from..].windows(end.len()).position(|w| w == end) {
+                return self.buffer.drain(..from + at + end.len()).collect();
+            }
+            from = self.buffer.len().saturating_sub(end.len());
+            if !self.more() {
+                return std::mem::take(&mut self.buffer);
+            }
+        }
+    }
+
+    /// So many bytes, or fewer if they end.
+    pub fn exactly(&mut self, n: usize) -> Vec<u8> {
+        while self.buffer.len() < n && self.more() {}
+        self.buffer.drain(..n.min(self.buffer.len())).collect()
+    }
+
+    /// The next head alone: for informational answers, answers to HEAD, and streams.
+    pub fn head(&mut self) -> Answer {
+        Answer(self.until(b"\r\n\r\n"))
+    }
+
+    /// The next answer with its body: by length, chunked (as on the wire), or to the end.
+    pub fn answer(&mut self) -> Answer {
+        let mut answer = self.head();
+        if let Some(length) = answer.header("content-length").and_then(|l| l.parse().ok()) {
+            answer.0.extend(self.exactly(length));
+        } else if answer.header("transfer-encoding").is_some() {
+            loop {
+                let size = self.until(b"\r\n");
+                let digits = String::from_utf8_lossy(&size).trim().to_owned();
+                answer.0.extend(size);
+                let Ok(n) = usize::from_str_radix(&digits, 16) else { return answer };
+                if n == 0 {
+                    loop {
+                        let line = self.until(b"\r\n");
+                        let last = line == b"\r\n" || line.is_empty();
+                        answer.0.extend(line);
+                        if last {
+                            return answer;
+                        }
+                    }
+                }
+                answer.0.extend(self.exactly(n + 2));
+            }
+        }
+        answer
+    }
+
+    /// Everything until the peer closes.
+    pub fn rest(&mut self) -> Vec<u8> {
+        while self.more() {}
+        std::mem::take(&mut self.buffer)
+    }
+}
+
+/// Waits until `is` holds; panics after ten seconds.
+pub fn eventually(what: &str, is: impl Fn() -> bool) {
+    let until = std::time::Instant::now() + Duration::from_secs(10);
+    while !is() {
+        assert!(std::time::Instant::now() < until, "{what}: not within ten seconds");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A TCP server of which every connection is a script, on a thread of its own.
+pub fn scripted(serve: impl Fn(TcpStream) + Send + Sync + 'static) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("a bound socket");
+    let serve = Arc::new(serve);
+    thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let serve = serve.clone();
+            thread::spawn(move || serve(stream));
+        }
+    });
+    address
+}
+
+/// A configuration with one listener, `edge`, one route and one service, `up`. Logs to standard error.
+pub fn simple(up: &Endpoint) -> String {
+    before(up.address)
+}
+
+/// As [`simple`], before any server.
+pub fn before(up: impl std::fmt::Display) -> String {
+    format!(
+        "version: 1\nadmin: {{ bind: \"127.0.0.1:0\" }}\nlisteners:\n  edge: {{ bind: \"127.0.0.1:0\" }}\n\
+         routes:\n- {{ name: all, to: up }}\nservices:\n  up: {{ discover: {{ static: [\"{}\"] }} }}\n\
+         telemetry: {{ accessLog: {{ path: /dev/stderr }} }}\n",
+        up
+    )
 }
 
 /// One GET on a connection of its own.
@@ -257,11 +402,12 @@ fn serve(
     loop {
         let mut head = String::new();
         loop {
-            let mut line = String::new();
-            match input.read_line(&mut line) {
+            let mut line = Vec::new();
+            match input.read_until(b'\n', &mut line) {
                 Ok(0) | Err(_) => return,
-                Ok(_) if line == "\r\n" => break,
-                Ok(_) => head.push_str(&line),
+                Ok(_) if line == b"\r\n" => break,
+                // Field values may be any bytes.
+                Ok(_) => head.push_str(&String::from_utf8_lossy(&line)),
             }
         }
         let body = read_body(&head, &mut input);

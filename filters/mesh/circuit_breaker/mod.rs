@@ -19,7 +19,7 @@ use crate::contract::{Build, Entry, Moment, Role};
 /// The filter.
 pub const ENTRY: Entry = Entry {
     name: "circuitBreaker",
-    summary: "caps what runs at once against a service",
+    summary: "Caps what runs at once against a service",
     readme: include_str!("README.md"),
     example: include_str!("example.yaml"),
     schema: |g| g.subschema_for::<Section>(),

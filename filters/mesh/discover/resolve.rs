@@ -11,6 +11,8 @@ use hickory_resolver::proto::rr::{RData, RecordType};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use crate::contract::section::{ConfigError, Spot};
+use crate::contract::units;
 use crate::mesh::chance::Dice;
 
 /// Default of `minTtl`.
@@ -55,6 +57,22 @@ impl Default for Settings {
 }
 
 impl Settings {
+    /// The defaults but for `minTtl` and `maxTtl`, which are checked.
+    pub fn lifetimes(
+        min: Option<&Spot<units::Duration>>,
+        max: Option<&Spot<units::Duration>>,
+    ) -> Result<Self, ConfigError> {
+        let min_ttl = min.map_or(MIN_TTL, |d| d.value.0);
+        if let Some(min) = min.filter(|d| d.value.0 < Duration::from_secs(1)) {
+            return Err(ConfigError::at(min.span, "`minTtl` is at least 1s"));
+        }
+        if let Some(max) = max.filter(|d| d.value.0 < min_ttl) {
+            return Err(ConfigError::at(max.span, "`maxTtl` is shorter than `minTtl`"));
+        }
+        let max_ttl = max.map_or(MAX_TTL.max(min_ttl), |d| d.value.0);
+        Ok(Self { min_ttl, max_ttl, ..Self::default() })
+    }
+
     /// How long an answer of this lifetime is good.
     pub fn pause(&self, ttl: Duration, dice: &mut Dice) -> Duration {
         let ttl = ttl.clamp(self.min_ttl, self.max_ttl.max(self.min_ttl));

@@ -27,7 +27,7 @@ use crate::mesh::chance::Dice;
 /// The filter.
 pub const ENTRY: Entry = Entry {
     name: "healthCheck",
-    summary: "probes endpoints and leaves out those that fail",
+    summary: "Probes endpoints and leaves out those that fail",
     readme: include_str!("README.md"),
     example: include_str!("example.yaml"),
     schema: |g| g.subschema_for::<Section>(),

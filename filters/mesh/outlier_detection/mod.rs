@@ -20,7 +20,7 @@ use crate::contract::{Build, Entry, Moment, Role};
 /// The filter.
 pub const ENTRY: Entry = Entry {
     name: "outlierDetection",
-    summary: "leaves failing endpoints alone for a while",
+    summary: "Leaves failing endpoints alone for a while",
     readme: include_str!("README.md"),
     example: include_str!("example.yaml"),
     schema: |g| g.subschema_for::<Section>(),

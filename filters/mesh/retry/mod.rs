@@ -20,7 +20,7 @@ use crate::contract::{Build, Entry, Moment, Role};
 /// The filter.
 pub const ENTRY: Entry = Entry {
     name: "retry",
-    summary: "tries again: safely, in time, within a budget",
+    summary: "Tries again: safely, in time, within a budget",
     readme: include_str!("README.md"),
     example: include_str!("example.yaml"),
     schema: |g| g.subschema_for::<Section>(),
@@ -59,6 +59,9 @@ impl Retry for Policy {
     }
     fn per_try_timeout(&self) -> Option<Duration> {
         self.settings.per_try_timeout
+    }
+    fn judges_successes(&self) -> bool {
+        !self.settings.retriable_headers.is_empty()
     }
     fn attempts(&self) -> u32 {
         self.settings.attempts

@@ -36,6 +36,11 @@ impl Lower<'_> {
             let at = node.get("unknownHosts").map_or(span, |n| n.span);
             self.error(at, "an inbound listener cannot pass unknown hosts through", "remove `unknownHosts`");
         }
+        if raw.unknown_hosts == Some(raw::UnknownHosts::Passthrough) {
+            let at = node.get("unknownHosts").map_or(span, |n| n.span);
+            let message = "`passthrough` (calls to hosts that no route names) is not available in this version";
+            self.error(at, message, "write `unknownHosts: deny`, and a route for each host");
+        }
         Some(Arc::new(Listener {
             name: Arc::from(name),
             span,

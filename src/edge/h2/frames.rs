@@ -33,6 +33,8 @@ pub struct Frames {
     have: usize,
     payload: usize,
     open: Option<u64>,
+    /// The frame being read is the last of its header block.
+    ends_block: bool,
     blocks: u64,
     since: Moment,
     base: Work,
@@ -73,6 +75,7 @@ impl Frames {
                 let n = self.payload.min(bytes.len());
                 self.payload -= n;
                 bytes = &bytes[n..];
+                self.close_block();
                 continue;
             }
             let n = (self.head.len() - self.have).min(bytes.len());
@@ -82,7 +85,15 @@ impl Frames {
             if self.have == self.head.len() {
                 self.have = 0;
                 self.frame();
+                self.close_block();
             }
+        }
+    }
+
+    /// A block is open until its last byte: a frame may say that it ends the block and not arrive.
+    fn close_block(&mut self) {
+        if self.payload == 0 && self.ends_block {
+            self.open = None;
         }
     }
 
@@ -91,24 +102,21 @@ impl Frames {
         const END_HEADERS: u8 = 0x4;
         let [a, b, c, kind, flags, ..] = self.head;
         self.payload = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
+        self.ends_block = matches!(kind, 0x1 | 0x9) && flags & END_HEADERS != 0;
         let count = &mut self.count;
         match kind {
             0x0 => count.empty += u64::from(self.payload == 0 && flags & END_STREAM == 0),
             0x1 => {
                 count.headers += 1;
                 self.blocks += 1;
-                self.open = (flags & END_HEADERS == 0).then_some(self.blocks);
+                self.open = Some(self.blocks);
             }
             0x2 => count.priorities += 1,
             0x3 => count.resets += 1,
             0x4 => count.settings += 1,
             0x6 => count.pings += 1,
             0x8 => count.updates += 1,
-            0x9 => {
-                if flags & END_HEADERS != 0 {
-                    self.open = None;
-                }
-            }
+            0x9 => {}
             _ => count.unknown += 1,
         }
     }
@@ -204,6 +212,11 @@ mod tests {
         frames.watch(&frame(0x9, 0, b"abc"));
         assert_eq!(frames.open_block(), Some(1));
         frames.watch(&frame(0x9, 0x4, b"abc"));
+        assert_eq!(frames.open_block(), None);
+        let whole = frame(0x1, 0x5, b"abc");
+        frames.watch(&whole[..11]);
+        assert_eq!(frames.open_block(), Some(2), "a frame that has begun is no block that has ended");
+        frames.watch(&whole[11..]);
         assert_eq!(frames.open_block(), None);
     }
 

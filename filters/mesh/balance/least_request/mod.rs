@@ -16,7 +16,7 @@ use crate::contract::{Build, Entry, Role};
 /// The filter.
 pub const ENTRY: Entry = Entry {
     name: "least-request",
-    summary: "picks the less busy of two random endpoints",
+    summary: "Picks the less busy of two random endpoints",
     readme: include_str!("README.md"),
     example: include_str!("example.yaml"),
     schema: |g| g.subschema_for::<Plain>(),

@@ -16,7 +16,7 @@ use crate::contract::{Build, Entry, RequestCx, Role};
 /// The filter.
 pub const ENTRY: Entry = Entry {
     name: "maglev",
-    summary: "sends the same key to the same endpoint, over a Maglev table",
+    summary: "Sends the same key to the same endpoint, over a Maglev table",
     readme: include_str!("README.md"),
     example: include_str!("example.yaml"),
     schema: |g| g.subschema_for::<Section>(),

@@ -18,7 +18,7 @@ use crate::contract::{Build, Entry, Moment, Role};
 /// The filter.
 pub const ENTRY: Entry = Entry {
     name: "peak-ewma",
-    summary: "picks the faster and less busy of two random endpoints",
+    summary: "Picks the faster and less busy of two random endpoints",
     readme: include_str!("README.md"),
     example: include_str!("example.yaml"),
     schema: |g| g.subschema_for::<Section>(),

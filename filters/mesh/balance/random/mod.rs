@@ -16,7 +16,7 @@ use crate::contract::{Build, Entry, Role};
 /// The filter.
 pub const ENTRY: Entry = Entry {
     name: "random",
-    summary: "picks a random endpoint, by weight",
+    summary: "Picks a random endpoint, by weight",
     readme: include_str!("README.md"),
     example: include_str!("example.yaml"),
     schema: |g| g.subschema_for::<Plain>(),

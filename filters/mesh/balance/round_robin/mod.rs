@@ -16,7 +16,7 @@ use crate::contract::{Build, Entry, Role};
 /// The filter.
 pub const ENTRY: Entry = Entry {
     name: "round-robin",
-    summary: "picks endpoints in turn, smoothly by weight",
+    summary: "Picks endpoints in turn, smoothly by weight",
     readme: include_str!("README.md"),
     example: include_str!("example.yaml"),
     schema: |g| g.subschema_for::<Plain>(),

@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -10,7 +9,7 @@ use serde::Deserialize;
 use crate::contract::section::{ConfigError, Node, Spot};
 use crate::contract::units;
 use crate::mesh::discover::endpoint::{host_name, name_and_port};
-use crate::mesh::discover::resolve::{Family, MAX_TTL, MIN_TTL, Settings};
+use crate::mesh::discover::resolve::{Family, Settings};
 
 /// The section, for the schema: `name:port`, or a map. [`read`] tells them apart by itself, so that an unknown key of the
 /// map is named and not only "no variant matched".
@@ -56,23 +55,7 @@ pub fn read(node: &Node) -> Result<(Arc<str>, u16, Settings), ConfigError> {
     let settings = Settings {
         resolver: full.resolver,
         family: full.family,
-        ..lifetimes(full.min_ttl.as_ref(), full.max_ttl.as_ref())?
+        ..Settings::lifetimes(full.min_ttl.as_ref(), full.max_ttl.as_ref())?
     };
     Ok((name, full.port.get(), settings))
-}
-
-/// Checks `minTtl` and `maxTtl`.
-pub fn lifetimes(
-    min: Option<&Spot<units::Duration>>,
-    max: Option<&Spot<units::Duration>>,
-) -> Result<Settings, ConfigError> {
-    let min_ttl = min.map_or(MIN_TTL, |d| d.value.0);
-    if let Some(min) = min.filter(|d| d.value.0 < Duration::from_secs(1)) {
-        return Err(ConfigError::at(min.span, "`minTtl` is at least 1s"));
-    }
-    if let Some(max) = max.filter(|d| d.value.0 < min_ttl) {
-        return Err(ConfigError::at(max.span, "`maxTtl` is shorter than `minTtl`"));
-    }
-    let max_ttl = max.map_or(MAX_TTL.max(min_ttl), |d| d.value.0);
-    Ok(Settings { min_ttl, max_ttl, ..Settings::default() })
 }

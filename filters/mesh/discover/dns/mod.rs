@@ -10,7 +10,6 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
-pub use self::config::lifetimes;
 use super::endpoint::merge;
 use super::resolve::{Resolver, Settings};
 use crate::contract::mesh::{Address, Discover, Found, Report};
@@ -21,7 +20,7 @@ use crate::mesh::chance::Dice;
 /// The filter.
 pub const ENTRY: Entry = Entry {
     name: "dns",
-    summary: "endpoints are the A and AAAA records of a name",
+    summary: "Endpoints are the A and AAAA records of a name",
     readme: include_str!("README.md"),
     example: include_str!("example.yaml"),
     schema: |g| g.subschema_for::<config::Section>(),

@@ -17,7 +17,7 @@ use crate::contract::{Build, Entry, Role};
 /// The filter.
 pub const ENTRY: Entry = Entry {
     name: "file",
-    summary: "endpoints from a file, followed as it changes",
+    summary: "Endpoints from a file, followed as it changes",
     readme: include_str!("README.md"),
     example: include_str!("example.yaml"),
     schema: |g| g.subschema_for::<PathBuf>(),

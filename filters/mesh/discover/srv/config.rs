@@ -8,7 +8,6 @@ use serde::Deserialize;
 
 use crate::contract::section::{ConfigError, Node, Spot};
 use crate::contract::units;
-use crate::mesh::discover::dns::lifetimes;
 use crate::mesh::discover::endpoint::host_name;
 use crate::mesh::discover::resolve::{Family, Settings};
 
@@ -52,7 +51,7 @@ pub fn read(node: &Node) -> Result<(Arc<str>, Settings), ConfigError> {
     let settings = Settings {
         resolver: full.resolver,
         family: full.family,
-        ..lifetimes(full.min_ttl.as_ref(), full.max_ttl.as_ref())?
+        ..Settings::lifetimes(full.min_ttl.as_ref(), full.max_ttl.as_ref())?
     };
     Ok((name, settings))
 }

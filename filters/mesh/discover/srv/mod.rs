@@ -21,7 +21,7 @@ use crate::mesh::chance::Dice;
 /// The filter.
 pub const ENTRY: Entry = Entry {
     name: "srv",
-    summary: "endpoints are the SRV records of a name",
+    summary: "Endpoints are the SRV records of a name",
     readme: include_str!("README.md"),
     example: include_str!("example.yaml"),
     schema: |g| g.subschema_for::<config::Section>(),

@@ -18,7 +18,7 @@ use crate::mesh::chance::Dice;
 /// The filter.
 pub const ENTRY: Entry = Entry {
     name: "static",
-    summary: "endpoints written in the config",
+    summary: "Endpoints written in the config",
     readme: include_str!("README.md"),
     example: include_str!("example.yaml"),
     schema: |g| g.subschema_for::<Vec<Spot<Item>>>(),

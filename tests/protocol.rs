@@ -1,0 +1,18 @@
+//! Protocols end to end through the built binary: HTTP/1.1, HTTP/2, gRPC, WebSocket, TLS, PROXY, and what is counted.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+mod common;
+#[path = "protocol/accounts.rs"]
+mod accounts;
+#[path = "protocol/bodies.rs"]
+mod bodies;
+#[path = "protocol/grpc.rs"]
+mod grpc;
+#[path = "protocol/http1.rs"]
+mod http1;
+#[path = "protocol/tls.rs"]
+mod tls;
+#[path = "protocol/transports.rs"]
+mod transports;
+#[path = "protocol/upgrade.rs"]
+mod upgrade;

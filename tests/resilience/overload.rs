@@ -1,0 +1,72 @@
+//! More than there is room for.
+
+use std::io::Write as _;
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use super::common::backend::{Backend, Mood};
+use super::common::load::{Load, Plan};
+use super::common::{Onehop, get};
+use super::{forward, head, metric, until};
+
+#[test]
+fn the_queue_is_bounded_and_says_why() {
+    let app = Backend::start(Mood::Silent);
+    let more = ", circuitBreaker: { maxRequests: 2, maxPending: 3, pendingTimeout: 400ms }, retry: { attempts: 0 }";
+    let hop = Onehop::start(&forward(&[&app], more));
+    let web = hop.at("web");
+    let held: Vec<TcpStream> = (0..2)
+        .map(|_| {
+            let mut caller = TcpStream::connect(web).expect("a connection");
+            caller.write_all(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n").expect("a request");
+            caller
+        })
+        .collect();
+    until("both places are taken", || app.requests() == 2);
+    let begun = Instant::now();
+    let waiting: Vec<_> = (0..3).map(|_| std::thread::spawn(move || get(web, "localhost", "/"))).collect();
+    until("the queue is full", || metric(&hop, "onehop_breaker_pending{service=\"app\"}") > 2.5);
+    let asked = Instant::now();
+    let refused = get(web, "localhost", "/");
+    assert!(asked.elapsed() < Duration::from_millis(300), "a refusal waits for nothing: {:?}", asked.elapsed());
+    assert!(refused.status() == 503 && refused.text().contains("pending-overflow"), "{}", refused.text());
+    for late in waiting {
+        let late = late.join().expect("no panic");
+        assert!(late.status() == 503 && late.text().contains("pending-timeout"), "{}", late.text());
+    }
+    assert!(begun.elapsed() < Duration::from_secs(3));
+    assert_eq!(app.requests(), 2, "nobody got past the cap");
+    drop(held);
+    // Its own mood again: the places come back.
+    app.set(Mood::Well);
+    until("the service answers", || get(web, "localhost", "/").status() == 200);
+}
+
+#[test]
+fn an_overloaded_service_answers_as_fast_as_it_can() {
+    let app = Backend::start(Mood::Slow(20));
+    let more = ", circuitBreaker: { maxRequests: 4, maxPending: 4, pendingTimeout: 100ms }, retry: { attempts: 0 }";
+    let hop = Onehop::start(&forward(&[&app], more));
+    let plan = Plan { clients: 24, pause: Duration::ZERO, wanted: &[200, 503], ..Plan::get(hop.at("web"), "/") };
+    let load = Load::start(plan);
+    load.wait_for(1500);
+    let tally = load.stop();
+    tally.assert_clean("overload", 1000);
+    assert!(tally.statuses[&200] > 20 && tally.statuses[&503] > 100, "{:?}", tally.statuses);
+    assert!(tally.quantile(0.99) < Duration::from_millis(500), "p99 {:?}", tally.quantile(0.99));
+    until("every place is free", || metric(&hop, "onehop_breaker_active{service=\"app\"}") == 0.0);
+}
+
+#[test]
+fn connections_over_the_cap_are_closed() {
+    let listener = ", limits: { connections: 3 }";
+    let hop = Onehop::start(&(head(listener) + "routes: [{ name: pong, respond: { body: pong } }]\n"));
+    let web = hop.at("web");
+    let kept: Vec<TcpStream> = (0..3).map(|_| TcpStream::connect(web).expect("a connection")).collect();
+    until("three are open", || metric(&hop, "onehop_connections_open{listener=\"web\"}") > 2.5);
+    assert_eq!(get(web, "localhost", "/").status(), 0, "the fourth is closed");
+    drop(kept);
+    until("there is room again", || get(web, "localhost", "/").status() == 200);
+    let over = "onehop_connections_total{listener=\"web\",outcome=\"over-limit\"}";
+    assert!(metric(&hop, over) >= 1.0);
+}
