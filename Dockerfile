@@ -1,7 +1,7 @@
 # syntax=docker/dockerfile:1
 # Two stages: build with Rust, ship one binary on an empty base.
 #   docker build -t onehop .
-#   docker run --read-only -p 8443:8443 -v ./onehop.yaml:/etc/onehop/onehop.yaml:ro onehop
+#   docker run --read-only -p 8080:8080 -v ./onehop.yaml:/etc/onehop/onehop.yaml:ro onehop
 # BUILD_IMAGE needs Rust >= 1.90 and a C compiler. The result needs nothing from it: glibc is linked statically.
 ARG BUILD_IMAGE=docker.io/library/rust:1.95-bookworm
 
@@ -12,19 +12,25 @@ COPY filters filters
 COPY src src
 COPY benches benches
 COPY examples examples
+COPY tests tests
 # Static glibc: name look-ups are done by hickory, so nothing is left that wants a shared library.
+# Naming the target keeps the flag away from build scripts and procedural macros.
 ENV RUSTFLAGS="-C target-feature=+crt-static"
-RUN cargo build --release --locked --bin onehop --target x86_64-unknown-linux-gnu \
- && install -D -m 0755 target/x86_64-unknown-linux-gnu/release/onehop /out/onehop \
+RUN target=$(rustc -vV | sed -n 's/^host: //p') \
+ && cargo build --release --locked --bin onehop --target "$target" \
+ && install -D -m 0755 "target/$target/release/onehop" /out/onehop \
  && strip /out/onehop \
- && mkdir -p /out/etc/onehop /out/run
+ && mkdir -p /out/run
 
 FROM scratch
 COPY --from=build /out/onehop /onehop
 COPY --from=build --chown=65532:65532 /out/run /run
 COPY examples/edge.yaml /etc/onehop/onehop.yaml
+COPY examples/jwks.json /etc/onehop/jwks.json
+# The example listens where a container can be reached. Admin stays on loopback, inside.
+ENV BIND=0.0.0.0:8080
 USER 65532:65532
-EXPOSE 8443
+EXPOSE 8080
 ENTRYPOINT ["/onehop"]
 CMD ["run", "-c", "/etc/onehop/onehop.yaml"]
 HEALTHCHECK --interval=5s --timeout=2s --start-period=2s CMD ["/onehop", "health"]

@@ -64,7 +64,12 @@ impl Cell {
     #[must_use]
     pub fn new(first: Snapshot) -> Self {
         let id = CELLS.fetch_add(1, Ordering::Relaxed);
-        Self { id, current: Arc::new(ArcSwap::from_pointee(first)), retired: Mutex::default(), departed: Mutex::default() }
+        Self {
+            id,
+            current: Arc::new(ArcSwap::from_pointee(first)),
+            retired: Mutex::default(),
+            departed: Mutex::default(),
+        }
     }
 
     /// The calling worker's view of the current snapshot. Keep it for the whole request, retries included.

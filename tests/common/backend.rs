@@ -217,6 +217,7 @@ async fn echo_stream(mut body: h2::RecvStream, mut respond: h2::server::SendResp
             return;
         }
     }
-    let trailers = http::HeaderMap::from_iter([("grpc-status".parse().expect("a name"), "0".parse().expect("a value"))]);
+    let trailers =
+        http::HeaderMap::from_iter([("grpc-status".parse().expect("a name"), "0".parse().expect("a value"))]);
     let _ = out.send_trailers(trailers);
 }

@@ -81,12 +81,7 @@ impl LongStream {
     }
 }
 
-async fn websocket(
-    to: SocketAddr,
-    path: &str,
-    echoes: Arc<AtomicUsize>,
-    stop: Arc<AtomicBool>,
-) -> Result<(), String> {
+async fn websocket(to: SocketAddr, path: &str, echoes: Arc<AtomicUsize>, stop: Arc<AtomicBool>) -> Result<(), String> {
     let mut io = TcpStream::connect(to).await.map_err(|e| e.to_string())?;
     let hello = format!(
         "GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: websocket\r\n\

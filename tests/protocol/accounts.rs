@@ -21,7 +21,8 @@ fn line_of(hop: &Onehop, path: &str) -> Value {
 fn metric(hop: &Onehop, name: &str, labels: &[&str]) -> f64 {
     let text = hop.admin_get("/metrics").body();
     let series = |l: &&str| {
-        l.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])) && labels.iter().all(|label| l.contains(label))
+        l.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']))
+            && labels.iter().all(|label| l.contains(label))
     };
     text.lines().filter(series).filter_map(|l| l.rsplit(' ').next()?.parse::<f64>().ok()).sum()
 }
@@ -33,7 +34,8 @@ fn retries_are_seen_in_the_log() {
         0 | 1 => b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n".to_vec(),
         _ => b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi".to_vec(),
     });
-    let hop = Onehop::start(&simple(&up).replace("] } }\n", "] }, retry: { attempts: 2, retryOn: [503], backoff: 1ms } }\n"));
+    let hop =
+        Onehop::start(&simple(&up).replace("] } }\n", "] }, retry: { attempts: 2, retryOn: [503], backoff: 1ms } }\n"));
     assert_eq!(get(hop.at("edge"), "a", "/again").body(), "hi");
     assert_eq!(up.seen(), 3);
     assert!(up.last().contains("x-onehop-attempt: 3\r\n"), "{}", up.last());
@@ -101,7 +103,8 @@ fn retries_cost_one_charge_and_one_check() {
     let up = Endpoint::start(|_, _| b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n".to_vec());
     let key = jsonwebtoken::EncodingKey::from_ec_pem(include_bytes!("../data/example-issuer.key")).unwrap();
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
-    let claims = serde_json::json!({ "iss": "https://id.example.com/", "aud": "shop-api", "sub": "ann", "exp": now + 60 });
+    let claims =
+        serde_json::json!({ "iss": "https://id.example.com/", "aud": "shop-api", "sub": "ann", "exp": now + 60 });
     let header = jsonwebtoken::Header {
         kid: Some("example".to_owned()),
         ..jsonwebtoken::Header::new(jsonwebtoken::Algorithm::ES256)
@@ -134,19 +137,35 @@ fn retries_cost_one_charge_and_one_check() {
 #[test]
 fn no_credential_is_written_down() {
     let up = Endpoint::ok();
-    let config = simple(&up)
-        .replace("to: up }", "to: up, auth: { require: keys } }\n- { name: open, matches: [{ path: { prefix: /open } }], to: up }");
+    let config = simple(&up).replace(
+        "to: up }",
+        "to: up, auth: { require: keys } }\n- { name: open, matches: [{ path: { prefix: /open } }], to: up }",
+    );
     let config = config.replace("/dev/stderr }", "/dev/stderr }, log: debug");
     let config = format!(
         "{config}identities: {{ keys: {{ apiKey: {{ header: x-api-key }} }} }}\nconsumers: {{ me: {{ apiKeys: [hunter-two-hunter-two] }} }}\n"
     );
     let hop = Onehop::start(&config);
-    let secrets = "authorization: Bearer sesame-open\r\ncookie: sid=cookie-monster\r\nproxy-authorization: Basic c2VjcmV0\r\n";
-    for (path, key) in [("/", "hunter-two-hunter-two"), ("/", "hunter-three"), ("/open", "hunter-four"), ("/%00", "hunter-five")] {
-        get_with(hop.at("edge"), "a", &format!("{path}?access_token=query-token&api_key=query-key"), &format!("{secrets}x-api-key: {key}\r\n"));
+    let secrets =
+        "authorization: Bearer sesame-open\r\ncookie: sid=cookie-monster\r\nproxy-authorization: Basic c2VjcmV0\r\n";
+    for (path, key) in
+        [("/", "hunter-two-hunter-two"), ("/", "hunter-three"), ("/open", "hunter-four"), ("/%00", "hunter-five")]
+    {
+        get_with(
+            hop.at("edge"),
+            "a",
+            &format!("{path}?access_token=query-token&api_key=query-key"),
+            &format!("{secrets}x-api-key: {key}\r\n"),
+        );
     }
     eventually("four lines", || lines(&hop).len() >= 4);
-    let all = [hop.log(), hop.admin_get("/config").text(), hop.admin_get("/metrics").text(), hop.admin_get("/endpoints").text()].concat();
+    let all = [
+        hop.log(),
+        hop.admin_get("/config").text(),
+        hop.admin_get("/metrics").text(),
+        hop.admin_get("/endpoints").text(),
+    ]
+    .concat();
     for secret in ["hunter-", "sesame", "cookie-monster", "c2VjcmV0", "query-token", "query-key"] {
         assert!(!all.contains(secret), "{secret} in {}", all.lines().find(|l| l.contains(secret)).unwrap());
     }
@@ -158,7 +177,10 @@ fn decisions_are_shown_to_trusted_debuggers_only() {
     let hop = Onehop::start(&simple(&up));
     let answer = get_with(hop.at("edge"), "a", "/", "x-onehop-debug: 1\r\n");
     assert_eq!(answer.header("server-timing"), None);
-    let hop = Onehop::start(&simple(&up).replace("bind: \"127.0.0.1:0\" }\nroutes", "bind: \"127.0.0.1:0\", trustedProxies: [127.0.0.1] }\nroutes"));
+    let hop = Onehop::start(
+        &simple(&up)
+            .replace("bind: \"127.0.0.1:0\" }\nroutes", "bind: \"127.0.0.1:0\", trustedProxies: [127.0.0.1] }\nroutes"),
+    );
     assert_eq!(get(hop.at("edge"), "a", "/").header("server-timing"), None);
     let answer = get_with(hop.at("edge"), "a", "/", "x-onehop-debug: 1\r\n");
     let shown = answer.header("server-timing").unwrap();

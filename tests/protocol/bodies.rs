@@ -159,7 +159,8 @@ fn events_are_flushed_as_they_come() {
 fn a_refusal_arrives_while_the_body_is_sent() {
     let up = scripted(|mut stream| {
         let Some(_) = head_of(&mut stream) else { return };
-        let _ = stream.write_all(b"HTTP/1.1 413 Content Too Large\r\ncontent-length: 8\r\nconnection: close\r\n\r\nno more!");
+        let _ = stream
+            .write_all(b"HTTP/1.1 413 Content Too Large\r\ncontent-length: 8\r\nconnection: close\r\n\r\nno more!");
         // Reads nothing, but stays until the other side has had its say.
         let _ = stream.shutdown(std::net::Shutdown::Write);
         let _ = std::io::copy(&mut stream.take(1 << 20), &mut std::io::sink());

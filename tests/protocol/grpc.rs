@@ -111,7 +111,9 @@ async fn unary(to: SocketAddr, request: http::request::Builder) -> (http::respon
 }
 
 fn hop(up: SocketAddr) -> Onehop {
-    Onehop::start(&before(up).replace("static: [", "static: [").replace("up: { discover", "up: { protocol: grpc, discover"))
+    Onehop::start(
+        &before(up).replace("static: [", "static: [").replace("up: { discover", "up: { protocol: grpc, discover"),
+    )
 }
 
 fn status(headers: &HeaderMap) -> &str {
@@ -176,7 +178,13 @@ fn a_cut_call_is_no_success() {
             Some(Ok(data)) => panic!("{data:?}"),
         };
         // Either way, the caller does not see `grpc-status: 0`.
-        assert!(match &end { Err(_) => true, Ok(trailers) => trailers.as_ref().is_some_and(|t| status(t) != "0") }, "{end:?}");
+        assert!(
+            match &end {
+                Err(_) => true,
+                Ok(trailers) => trailers.as_ref().is_some_and(|t| status(t) != "0"),
+            },
+            "{end:?}"
+        );
     });
 }
 
@@ -192,13 +200,24 @@ fn our_own_faults_are_grpc_statuses() {
          - { name: slow, matches: [{ path: { prefix: /Slow } }], timeouts: { request: 200ms }, to: up }\n\
          - { name: small, matches: [{ path: { prefix: /small } }], bodyLimit: 4B, to: up }\n",
     );
-    let config = config.replace("- { name: all, to: up }", "- { name: all, hosts: [a.example], matches: [{ path: { prefix: /Unary } }], to: up }");
+    let config = config.replace(
+        "- { name: all, to: up }",
+        "- { name: all, hosts: [a.example], matches: [{ path: { prefix: /Unary } }], to: up }",
+    );
     let config = format!("{config}identities: {{ keys: {{ apiKey: {{ header: x-api-key }} }} }}\n")
         .replace("services:\n", &format!("services:\n  dead: {{ discover: {{ static: [\"{dead}\"] }} }}\n"));
     let hop = Onehop::start(&config);
     runtime().block_on(async {
         unary(hop.at("edge"), call("/busy")).await;
-        for (path, code) in [("/secret", "16"), ("/busy", "8"), ("/dead", "14"), ("/Slow", "4"), ("/small", "8"), ("/nowhere", "12"), ("/%00", "13")] {
+        for (path, code) in [
+            ("/secret", "16"),
+            ("/busy", "8"),
+            ("/dead", "14"),
+            ("/Slow", "4"),
+            ("/small", "8"),
+            ("/nowhere", "12"),
+            ("/%00", "13"),
+        ] {
             let (head, body, trailers) = unary(hop.at("edge"), call(path)).await;
             assert_eq!((head.status.as_u16(), status(&head.headers)), (200, code), "{path}: {head:?}");
             assert!(body.is_empty() && trailers.is_none(), "{path}");
@@ -213,7 +232,8 @@ fn the_callers_deadline_goes_on_and_holds() {
     let hop = hop(server());
     runtime().block_on(async {
         let (head, ..) = unary(hop.at("edge"), call("/Unary").header("grpc-timeout", "700m")).await;
-        let left = head.headers["x-seen-grpc-timeout"].to_str().unwrap().strip_suffix('m').unwrap().parse::<u64>().unwrap();
+        let left =
+            head.headers["x-seen-grpc-timeout"].to_str().unwrap().strip_suffix('m').unwrap().parse::<u64>().unwrap();
         assert!(left <= 700, "{left}");
         assert!(!head.headers.contains_key("x-seen-x-onehop-timeout-ms"));
         // Without one, the route's own.
@@ -226,7 +246,10 @@ fn the_callers_deadline_goes_on_and_holds() {
     });
     // A plain request: from whom we do not know, the header does not count; from a trusted proxy it does.
     let up = Endpoint::ok();
-    let hop = Onehop::start(&simple(&up).replace("bind: \"127.0.0.1:0\" }\nroutes", "bind: \"127.0.0.1:0\", trustedProxies: [127.0.0.1] }\nroutes"));
+    let hop = Onehop::start(
+        &simple(&up)
+            .replace("bind: \"127.0.0.1:0\" }\nroutes", "bind: \"127.0.0.1:0\", trustedProxies: [127.0.0.1] }\nroutes"),
+    );
     crate::common::get_with(hop.at("edge"), "a", "/", "x-onehop-timeout-ms: 700\r\n");
     let left = up.last().lines().find_map(|l| l.strip_prefix("x-onehop-timeout-ms: ")).unwrap().parse::<u64>().unwrap();
     assert!(left <= 700, "{left}");

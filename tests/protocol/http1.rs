@@ -59,7 +59,8 @@ fn connections_are_kept_and_pipelined_requests_answered_in_order() {
 
 #[test]
 fn http_1_0_ends_with_the_answer() {
-    let up = Endpoint::start(|_, _| b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n".to_vec());
+    let up =
+        Endpoint::start(|_, _| b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n".to_vec());
     let hop = Onehop::start(&simple(&up));
     let mut client = Client::to(hop.at("edge"));
     client.send(b"GET / HTTP/1.0\r\nhost: a\r\n\r\n");

@@ -64,7 +64,9 @@ impl Authority {
             .with_root_certificates(self.roots());
         let mut config = match identity {
             None => builder.with_no_client_auth(),
-            Some(files) => builder.with_client_auth_cert(chain(files), PrivateKeyDer::from_pem_file(&files.1).unwrap()).unwrap(),
+            Some(files) => {
+                builder.with_client_auth_cert(chain(files), PrivateKeyDer::from_pem_file(&files.1).unwrap()).unwrap()
+            }
         };
         config.alpn_protocols = alpn.iter().map(|p| p.as_bytes().to_vec()).collect();
         Arc::new(config)
@@ -102,7 +104,10 @@ fn get(host: &str) -> String {
 }
 
 fn secured(up: &Endpoint, tls: &str) -> Onehop {
-    Onehop::start(&simple(up).replace("bind: \"127.0.0.1:0\" }\nroutes", &format!("bind: \"127.0.0.1:0\", tls: {{ {tls} }} }}\nroutes")))
+    Onehop::start(
+        &simple(up)
+            .replace("bind: \"127.0.0.1:0\" }\nroutes", &format!("bind: \"127.0.0.1:0\", tls: {{ {tls} }} }}\nroutes")),
+    )
 }
 
 fn pair(files: &Files) -> String {
@@ -182,7 +187,8 @@ fn clients_show_certificates_where_they_must() {
 
 /// A TLS server that wants a certificate of this authority.
 fn mutual(authority: &Authority, files: &Files) -> SocketAddr {
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(authority.roots()), provider()).build().unwrap();
+    let verifier =
+        WebPkiClientVerifier::builder_with_provider(Arc::new(authority.roots()), provider()).build().unwrap();
     let config = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .unwrap()
@@ -216,7 +222,8 @@ fn endpoints_prove_who_they_are() {
     let me = authority.issue("me", "spiffe://corp/ns/shop/sa/web");
     let up = mutual(&authority, &stock);
     let ask = |ca: &Authority, allow: &str, identity: Option<&Files>| {
-        let identity = identity.map_or_else(String::new, |f| format!(", cert: {}, key: {}", f.0.display(), f.1.display()));
+        let identity =
+            identity.map_or_else(String::new, |f| format!(", cert: {}, key: {}", f.0.display(), f.1.display()));
         let tls = format!("up: {{ tls: {{ ca: {}, allow: [\"{allow}\"]{identity} }}, discover", ca.ca().display());
         let hop = Onehop::start(&before(up).replace("up: { discover", &tls));
         let answer = crate::common::get(hop.at("edge"), "a.example", "/");
@@ -231,6 +238,9 @@ fn endpoints_prove_who_they_are() {
         ("no certificate of ours", ask(&authority, id, None)),
     ] {
         assert_eq!(status, 502, "{case}: {body}");
-        assert!(["tls-failed", "reset"].iter().any(|r| body.contains(&format!("\"reason\":\"{r}\""))), "{case}: {body}");
+        assert!(
+            ["tls-failed", "reset"].iter().any(|r| body.contains(&format!("\"reason\":\"{r}\""))),
+            "{case}: {body}"
+        );
     }
 }

@@ -12,7 +12,9 @@ fn forwarded_for(up: &Endpoint) -> String {
 }
 
 fn listener(options: &str, up: &Endpoint) -> Onehop {
-    Onehop::start(&simple(up).replace("bind: \"127.0.0.1:0\" }\nroutes", &format!("bind: \"127.0.0.1:0\", {options} }}\nroutes")))
+    Onehop::start(
+        &simple(up).replace("bind: \"127.0.0.1:0\" }\nroutes", &format!("bind: \"127.0.0.1:0\", {options} }}\nroutes")),
+    )
 }
 
 /// PROXY protocol version 2: signature, PROXY over TCP4, addresses.

@@ -53,7 +53,9 @@ fn endpoint() -> SocketAddr {
             assert_eq!(field("upgrade").as_deref(), Some("websocket"), "{head}");
             assert!(field("connection").unwrap().eq_ignore_ascii_case("upgrade"), "{head}");
             let accept = proof(&field("sec-websocket-key").unwrap());
-            let answer = format!("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-accept: {accept}\r\n\r\n");
+            let answer = format!(
+                "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-accept: {accept}\r\n\r\n"
+            );
             stream.write_all(answer.as_bytes()).unwrap();
             let mut frame = [0; HELLO.len()];
             while stream.read_exact(&mut frame).is_ok() {
@@ -119,7 +121,9 @@ fn an_endpoint_that_does_not_upgrade_answers() {
     let answer = client.answer();
     assert_eq!((answer.status(), answer.body().as_str()), (426, "no"), "{}", answer.text());
     // Another protocol than asked for.
-    let up = Endpoint::start(|_, _| b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: other\r\n\r\n".to_vec());
+    let up = Endpoint::start(|_, _| {
+        b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: other\r\n\r\n".to_vec()
+    });
     let hop = Onehop::start(&simple(&up).replace("to: up }", "to: up, upgrades: [websocket] }"));
     let mut client = Client::to(hop.at("edge"));
     client.send(HANDSHAKE.as_bytes());

@@ -4,11 +4,11 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
+use super::common::Onehop;
 use super::common::authority::Authority;
 use super::common::backend::{Backend, Mood};
 use super::common::load::{Load, Plan};
 use super::common::streams::LongStream;
-use super::common::Onehop;
 use super::{forward, head, until};
 
 #[test]

@@ -87,7 +87,8 @@ fn token(key: &EcdsaKeyPair) -> String {
 fn publish(at: SocketAddr, key: &EcdsaKeyPair) {
     let point = key.public_key().as_ref();
     let (x, y) = (URL_SAFE_NO_PAD.encode(&point[1..33]), URL_SAFE_NO_PAD.encode(&point[33..]));
-    let set = serde_json::json!({ "keys": [{ "kty": "EC", "crv": "P-256", "kid": "k", "alg": "ES256", "x": x, "y": y }] });
+    let set =
+        serde_json::json!({ "keys": [{ "kty": "EC", "crv": "P-256", "kid": "k", "alg": "ES256", "x": x, "y": y }] });
     let body = set.to_string();
     let listener = TcpListener::bind(at).expect("the port is still free");
     std::thread::spawn(move || {

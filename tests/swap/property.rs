@@ -39,7 +39,11 @@ fn shape() -> impl Strategy<Value = Shape> {
     let sizes = (0..5usize, 0..5usize, 0..3usize, 0..3usize, 1..4usize);
     let rest = (1..1000usize, proptest::option::of(50..200usize), any::<bool>(), 1..20usize);
     (sizes, rest, proptest::option::weighted(0.25, 0..4usize)).prop_map(
-        |((policy, extra_routes, extra_services, extra_listeners, endpoints), (limit, breaker, renamed, drain), bad)| {
+        |(
+            (policy, extra_routes, extra_services, extra_listeners, endpoints),
+            (limit, breaker, renamed, drain),
+            bad,
+        )| {
             Shape {
                 policy,
                 extra_routes,

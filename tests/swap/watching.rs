@@ -111,7 +111,11 @@ fn a_bad_file_is_refused_with_its_place() {
     let cases = [
         (says("[after"), "syntax", 5),
         (says("after").replace("respond: { body: after }", "to: nobody"), "nobody", 5),
-        (says("after").replace("web: {", "web: { tls: { certificates: [{ cert: no.crt, key: no.key }] },"), "no.crt", 4),
+        (
+            says("after").replace("web: {", "web: { tls: { certificates: [{ cert: no.crt, key: no.key }] },"),
+            "no.crt",
+            4,
+        ),
         (says("after").replace("web: {", &format!("more: {{ bind: \"{taken}\" }}, web: {{")), "listen on", 4),
         (says("after").replace("127.0.0.1:0\" }\nruntime", &format!("{taken}\" }}\nruntime")), "admin", 2),
     ];
