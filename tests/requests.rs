@@ -1,5 +1,6 @@
 //! Malformed and ambiguous requests against the built binary: each gets exactly one answer, and nothing of it reaches
 //! the endpoint.
+#![allow(clippy::disallowed_types, reason = "seen from outside, the process is timed by the machine's clock")]
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod common;
@@ -21,7 +22,7 @@ pub struct Bench {
 }
 
 impl Bench {
-    pub fn new() -> Self {
+    fn new() -> Self {
         let up = Endpoint::start(|head, body| {
             let head_only = head.starts_with("HEAD ");
             let length = body.len();

@@ -81,7 +81,7 @@ fn a_slow_reader_holds_the_endpoint_back() {
                 break;
             }
         }
-        assert!(total >= BIG && total < BIG + 100, "{total} of {BIG}");
+        assert!((BIG..BIG + 100).contains(&total), "{total} of {BIG}");
         assert!(most < at_rest + BIG / 2, "{at_rest} -> {most}");
     }
 }

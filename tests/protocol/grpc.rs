@@ -111,9 +111,7 @@ async fn unary(to: SocketAddr, request: http::request::Builder) -> (http::respon
 }
 
 fn hop(up: SocketAddr) -> Onehop {
-    Onehop::start(
-        &before(up).replace("static: [", "static: [").replace("up: { discover", "up: { protocol: grpc, discover"),
-    )
+    Onehop::start(&before(up).replace("up: { discover", "up: { protocol: grpc, discover"))
 }
 
 fn status(headers: &HeaderMap) -> &str {

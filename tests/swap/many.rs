@@ -37,7 +37,7 @@ impl Stage {
     /// The `n`-th configuration: what every one of them has, and something that changes.
     fn config(&self, n: usize) -> String {
         let (crt, key) = &self.certificates[n / 4 % 2];
-        let extra = if n % 5 == 0 { "  extra: { bind: \"127.0.0.1:0\" }\n" } else { "" };
+        let extra = if n.is_multiple_of(5) { "  extra: { bind: \"127.0.0.1:0\" }\n" } else { "" };
         let policy = ["peak-ewma", "round-robin", "least-request", "maglev"][n / 3 % 4];
         let mut yaml = format!(
             r#"version: 1
@@ -101,7 +101,7 @@ listeners:
             self.busy.address,
             self.grpc,
         );
-        if n % 4 > 0 {
+        if !n.is_multiple_of(4) {
             let _ = writeln!(yaml, "  more: {{ discover: {{ static: [\"{}\"] }} }}", a.address);
         }
         yaml
