@@ -12,6 +12,7 @@ COPY filters filters
 COPY src src
 COPY benches benches
 COPY examples examples
+# Cargo wants every target that its manifest names.
 COPY tests tests
 # Static glibc: name look-ups are done by hickory, so nothing is left that wants a shared library.
 # Naming the target keeps the flag away from build scripts and procedural macros.
@@ -25,12 +26,10 @@ RUN target=$(rustc -vV | sed -n 's/^host: //p') \
 FROM scratch
 COPY --from=build /out/onehop /onehop
 COPY --from=build --chown=65532:65532 /out/run /run
-COPY examples/edge.yaml /etc/onehop/onehop.yaml
-COPY examples/jwks.json /etc/onehop/jwks.json
-# The example listens where a container can be reached. Admin stays on loopback, inside.
-ENV BIND=0.0.0.0:8080
+# A config that needs no other file and listens on every address; put your own in its place.
+COPY examples/deploy/config/edge.yaml /etc/onehop/onehop.yaml
 USER 65532:65532
-EXPOSE 8080
+EXPOSE 8080 9901
 ENTRYPOINT ["/onehop"]
 CMD ["run", "-c", "/etc/onehop/onehop.yaml"]
 HEALTHCHECK --interval=5s --timeout=2s --start-period=2s CMD ["/onehop", "health"]

@@ -1,5 +1,5 @@
 //! What goes wrong around the process, or with it, costs as little as it can.
-#![allow(clippy::disallowed_types, reason = "seen from outside, the process is timed by the machine's clock")]
+#![allow(clippy::disallowed_types, reason = "tests wait by the wall's clock")]
 
 mod common;
 #[path = "resilience/drain.rs"]

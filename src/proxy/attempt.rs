@@ -1,11 +1,13 @@
 //! The mesh loop: admit, pick, send, judge, once per try.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use http_body::Body as _;
+use onehop_filters::contract::clock;
 use onehop_filters::contract::mesh::{Admit, Again, Endpoint, Judge, Pick, TryOutcome};
 use onehop_filters::contract::trail::Outcome;
 use onehop_filters::contract::{Body, Fault, Moment, Proof, Reason, RequestCx, Side, now};
@@ -37,20 +39,25 @@ pub struct Admission {
 
 impl Admission {
     /// Passes the gates in order, waiting in their queues no longer than `until`.
-    async fn enter(view: &Arc<View>, target: usize, now: Moment, until: Moment) -> Result<Self, Fault> {
+    /// Returns the time as well, which is another one if it had to wait.
+    async fn enter(view: &Arc<View>, target: usize, now: Moment, until: Moment) -> Result<(Self, Moment), Fault> {
+        let mut at = now;
         let mut place = Self { view: view.clone(), target, passed: 0, endpoint: None, begun: now, observed: false };
         for gate in &*view.targets[target].service.gates {
             match gate.admit(now) {
                 Admit::Yes => {}
                 Admit::No(fault) => return Err(fault),
-                Admit::Wait(queue) => match wheel::timeout(until, queue).await {
-                    Ok(admitted) => admitted?,
-                    Err(_) => return Err(Fault::new(Reason::Deadline).by("queue")),
-                },
+                Admit::Wait(queue) => {
+                    match wheel::timeout(until, queue).await {
+                        Ok(admitted) => admitted?,
+                        Err(_) => return Err(Fault::new(Reason::Deadline).by("queue")),
+                    }
+                    at = clock::now();
+                }
             }
             place.passed += 1;
         }
-        Ok(place)
+        Ok((place, at))
     }
 
     fn service(&self) -> &Service {
@@ -160,14 +167,14 @@ async fn tries(ex: &mut Exchange, wants: &Wants<'_>, position: usize) -> Result<
     let replay = keep_body(&mut ex.cx.body, retry.attempts(), retry.body_limit());
     let started = now();
     retry.begin(started);
+    let mut begun = started;
     let mut tried: SmallVec<[u64; 4]> = SmallVec::new();
     loop {
-        let begun = now();
         if begun >= ex.cx.deadline {
             return Err(Fault::new(Reason::Deadline).by("deadline"));
         }
-        let mut place = Admission::enter(&view, position, begun, ex.cx.deadline).await?;
-        let begun = now();
+        let (mut place, admitted) = Admission::enter(&view, position, begun, ex.cx.deadline).await?;
+        begun = admitted;
         let endpoint = pick(&mut place, service, begun, hash, &tried)?;
         ex.tally.attempts += 1;
         let tries = ex.tally.attempts;
@@ -189,7 +196,7 @@ async fn tries(ex: &mut Exchange, wants: &Wants<'_>, position: usize) -> Result<
         let outcome = match &sent {
             Ok(reply) => TryOutcome {
                 result: Ok((reply.status, &reply.headers)),
-                grpc: ledger::grpc_status(&reply.headers),
+                grpc: if wants.grpc { ledger::grpc_status(&reply.headers) } else { None },
                 latency: ended.since(begun),
             },
             Err(fault) => {
@@ -240,6 +247,7 @@ async fn tries(ex: &mut Exchange, wants: &Wants<'_>, position: usize) -> Result<
                     if !pause.is_zero() {
                         tokio::time::sleep(pause).await;
                     }
+                    begun = now();
                     continue;
                 }
                 Again::No(why) => ex.tally.retries.push(why),
@@ -251,20 +259,11 @@ async fn tries(ex: &mut Exchange, wants: &Wants<'_>, position: usize) -> Result<
         ex.tally.endpoint = Some(endpoint);
         ex.tally.upstream = ended.since(started);
         ex.tally.head = ended;
-        let mut reply = sent?;
+        let reply = sent?;
         ex.tally.connect += reply.connect;
-        strip_load_report(&mut reply.headers);
         ex.admission = Some(place);
         let Reply { status, headers, body, upgraded, .. } = reply;
         return Ok(Got { status, headers, body, upgraded, made: false });
-    }
-}
-
-/// ORCA load reports are between an endpoint and its balancer.
-fn strip_load_report(headers: &mut HeaderMap) {
-    static LOAD: HeaderName = HeaderName::from_static("endpoint-load-metrics");
-    if headers.contains_key(&LOAD) {
-        headers.remove(&LOAD);
     }
 }
 
@@ -341,7 +340,9 @@ async fn send(
         upgrade: wants.upgrade,
         grpc: wants.grpc,
     };
-    wheel::timeout(until, target.upstream.send(endpoint, &head, &mut cx.body, wants.informational)).await
+    // Pinned here: a future that is an argument would be stored twice.
+    let sending = pin!(target.upstream.send(endpoint, &head, &mut cx.body, wants.informational));
+    wheel::timeout(until, sending).await
 }
 
 /// What we add to the head of every try.
@@ -353,6 +354,8 @@ fn extra(
     span: u64,
 ) -> SmallVec<[(HeaderName, HeaderValue); 8]> {
     let mut extra: SmallVec<[(HeaderName, HeaderValue); 8]> = SmallVec::new();
+    extra.extend(wants.stamp.iter().cloned());
+    extra.push((super::REQUEST_ID.clone(), cx.request_id.clone()));
     if cx.trace.trace_id != 0 {
         extra.push((trace::TRACEPARENT, trace::format_parent(&cx.trace, span)));
     }

@@ -17,7 +17,7 @@ use smallvec::SmallVec;
 use super::attempt::{self, Got};
 use super::exchange::{Exchange, Outgoing, Tally, Unanswered};
 use super::head::{Admitted, admit};
-use super::headers::forwarded::Stamp;
+use super::headers::forwarded::{Fields, Stamp};
 use super::headers::{legal, request_id, trace, via};
 use super::{deadline, ledger, upgrade};
 use crate::config::plan::Capture;
@@ -45,6 +45,8 @@ pub struct Wants<'a> {
     pub upgrade: Option<&'a HeaderValue>,
     /// A gRPC request.
     pub grpc: bool,
+    /// Forwarding fields for the endpoint.
+    pub stamp: &'a [(HeaderName, HeaderValue)],
     /// Passes 1xx answers on.
     pub informational: Option<&'a (dyn Fn(StatusCode, HeaderMap) + Send + Sync)>,
 }
@@ -110,6 +112,8 @@ struct Request {
     expect_continue: bool,
     upgrade: Option<HeaderValue>,
     grpc: bool,
+    /// Forwarding fields for the endpoint.
+    stamp: Fields,
     link: Option<Arc<Link>>,
     on_upgrade: Option<OnUpgrade>,
     /// Found out before the chain: refuses without running it.
@@ -126,9 +130,10 @@ fn begin(view: &Arc<View>, listener: &Listener, caller: &Caller, admitted: Admit
     let near = believed || conn.mesh;
     let grpc = headers.get(header::CONTENT_TYPE).is_some_and(fault::is_grpc);
     let debug = believed && headers.remove(&view.telemetry.debug_header).is_some();
-    let left = deadline::take(&mut headers, grpc);
-    let client = caller.stamp.apply(&mut headers, &authority);
-    let request_id = request_id::settle(&mut headers, near, request_id::draw);
+    let (client, stamp) = caller.stamp.apply(&mut headers, &authority);
+    // A stranger's word is gone with the rest of what only trusted peers may send.
+    let left = if near || grpc { deadline::take(&mut headers, grpc) } else { None };
+    let request_id = request_id::settle(&headers, near, request_id::draw);
     let trace = trace_of(view, &headers, near);
     let mut doomed = None;
     if plan.via {
@@ -181,7 +186,7 @@ fn begin(view: &Arc<View>, listener: &Listener, caller: &Caller, admitted: Admit
     cx.trail.timed = debug || trace.sampled;
     let tally = Tally { debug, ..Tally::default() };
     let ex = Unanswered::new(Exchange { cx, view: view.clone(), route: found.map(|(i, _)| i), tally, admission: None });
-    Request { ex, te_trailers, expect_continue, upgrade, grpc, link: None, on_upgrade: None, doomed }
+    Request { ex, te_trailers, expect_continue, upgrade, grpc, stamp, link: None, on_upgrade: None, doomed }
 }
 
 /// The route of a cross-origin preflight: the one that will serve the request it asks for, if that answers preflights.
@@ -198,10 +203,8 @@ fn preflight(view: &View, listener: &Listener, probe: &Probe<'_>) -> Option<(u32
 
 /// Continues the caller's trace, or begins one if there is anywhere to report it.
 fn trace_of(view: &View, headers: &HeaderMap, near: bool) -> Trace {
-    let carried =
-        headers.contains_key(trace::TRACEPARENT) || headers.contains_key("b3") || headers.contains_key("x-b3-traceid");
     let tracing = view.telemetry.tracing.as_ref();
-    if !carried && tracing.is_none() {
+    if tracing.is_none() && !trace::carried(headers) {
         return Trace::default();
     }
     let restart = tracing.is_some_and(|t| t.restart) && !near;
@@ -387,6 +390,7 @@ async fn call(rq: &mut Request, target: usize) -> Result<Answer, Fault> {
         expect_continue: rq.expect_continue,
         upgrade: wanted.as_ref(),
         grpc: rq.grpc,
+        stamp: &rq.stamp,
         informational: relay.as_ref().map(|f| f as &(dyn Fn(StatusCode, HeaderMap) + Send + Sync)),
     };
     let got = attempt::forward(ex, &wants, target).await?;
@@ -445,10 +449,13 @@ fn finish(
     }
     let streams = attempt::streams(status, &headers, grpc);
     let upgrade = wanted.as_ref().filter(|_| tunnel.is_some());
+    // A filter that acted on the response may have put anything there.
+    let clean = origin == Origin::Upstream && !route.answers;
     // An extended CONNECT goes on as a GET where the endpoint speaks HTTP/1.1; its client still waits for CONNECT's answer.
     let extended = upgrade.is_some() && ex.cx.version == Version::HTTP_2;
     let method = if extended { Method::CONNECT } else { ex.cx.method.clone() };
-    let to = legal::Recipient { method: &method, version: ex.cx.version, te_trailers, upgrade, connected: extended };
+    let to =
+        legal::Recipient { method: &method, version: ex.cx.version, te_trailers, upgrade, connected: extended, clean };
     let (mut head, ()) = Response::new(()).into_parts();
     head.status = status;
     head.headers = headers;

@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{Request, Response, header};
+use http::{Request, Response};
 use hyper::body::Incoming;
 use onehop_filters::contract::Fault;
 use onehop_filters::contract::metrics::Registry;
@@ -65,8 +65,8 @@ impl Serve for Session {
     type Future = Pin<Box<dyn Future<Output = Response<Outgoing>> + Send>>;
 
     fn call(self: &Arc<Self>, mut rq: Request<Incoming>, link: &Arc<Link>) -> Self::Future {
-        let switches =
-            rq.headers().contains_key(header::UPGRADE) || rq.extensions().get::<hyper::ext::Protocol>().is_some();
+        // hyper leaves something there only for a request that asks for another protocol.
+        let switches = !rq.extensions().is_empty();
         let on_upgrade = switches.then(|| hyper::upgrade::on(&mut rq));
         let (parts, body) = rq.into_parts();
         let arrived = Arrived { parts, body: Arriving::Wire(body), link: Some(link.clone()), on_upgrade };

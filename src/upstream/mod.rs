@@ -162,7 +162,7 @@ impl Upstream {
         let way = Way { settings: &settings, shard, endpoint };
         match way.version(head) {
             Speaks::H1 => way.h1(None, head, body, informational).await,
-            Speaks::H2 => way.h2(Offer::H2, head, body, informational).await,
+            Speaks::H2 => Box::pin(way.h2(Offer::H2, head, body, informational)).await,
             Speaks::Alpn => way.h2(Offer::Both, head, body, informational).await,
         }
     }
@@ -246,7 +246,8 @@ impl Way<'_> {
                 None => {
                     let (dialed, open, took) = match fresh.take() {
                         Some(made) => made,
-                        None => self.dial(Offer::H1).await?,
+                        // Boxed: the rare way must not make every request's future as large as a TLS handshake.
+                        None => Box::pin(self.dial(Offer::H1)).await?,
                     };
                     (Box::new(h1::Conn::new(dialed.wire, Arc::downgrade(self.shard), open)), false, took)
                 }
@@ -278,7 +279,7 @@ impl Way<'_> {
         loop {
             let (session, connect) = match self.session(offer).await? {
                 Found::Session(session, connect) => (session, connect),
-                Found::H1(fresh) => return self.h1(fresh, head, body, informational).await,
+                Found::H1(fresh) => return Box::pin(self.h1(fresh, head, body, informational)).await,
             };
             match h2::send(&session, head, body, informational).await {
                 Ok(reply) => return Ok(Reply { reused: connect.is_zero(), connect, ..reply }),

@@ -39,14 +39,14 @@ else
     RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --locked --bin onehop --target "$TARGET"
     binary=target/$TARGET/release/onehop
   fi
-  mkdir -p "$work/base/out/run" "$work/final/examples"
+  mkdir -p "$work/base/out/run" "$work/final"
   install -m 0755 "$binary" "$work/base/out/onehop"
   strip "$work/base/out/onehop"
   printf 'FROM scratch\nCOPY out /out\n' >"$work/base/Dockerfile"
   podman build --quiet --tag "$base" "$work/base" >/dev/null
   # The final stage as it stands in the Dockerfile, with the stage before it named by image.
   { printf 'FROM %s AS build\n' "$base"; sed -n '/^FROM scratch/,$p' Dockerfile; } >"$work/final/Dockerfile"
-  cp examples/edge.yaml examples/jwks.json "$work/final/examples/"
+  cp -r examples "$work/final/"
   podman build --quiet --format docker --tag "$tag" "$work/final" >/dev/null
   if ldd "$work/base/out/onehop" 2>&1 | grep -q '=>'; then
     fail "the binary wants shared libraries: $(ldd "$work/base/out/onehop")"

@@ -23,14 +23,14 @@ fn one_of_three_endpoints_dies_and_comes_back() {
         for load in &loads {
             load.wait_for(50);
         }
-        for victim in &app[..3] {
-            victim.kill();
+        for endpoint in &app {
+            endpoint.kill();
             for load in &loads {
                 load.wait_for(60);
             }
-            let seen = victim.requests();
-            victim.revive();
-            until("the endpoint is used again", || victim.requests() > seen + 5);
+            let seen = endpoint.requests();
+            endpoint.revive();
+            until("the endpoint is used again", || endpoint.requests() > seen + 5);
         }
         for load in loads {
             load.stop().assert_clean(policy, 200);

@@ -14,7 +14,7 @@ use http::header::{FORWARDED, HeaderMap, HeaderName, HeaderValue};
 use http::uri::Authority;
 use ipnet::IpNet;
 use onehop_filters::contract::Conn;
-use smallvec::SmallVec;
+use smallvec::{SmallVec, smallvec};
 
 use super::hop::tokens;
 
@@ -34,6 +34,9 @@ pub struct Client {
     /// Whether the client's scheme is https.
     pub https: bool,
 }
+
+/// Fields told to the next hop besides the request's own.
+pub type Fields = SmallVec<[(HeaderName, HeaderValue); 4]>;
 
 /// Everything about one connection that its requests write again and again; made once.
 #[derive(Debug)]
@@ -66,13 +69,14 @@ impl Stamp {
         self.believed
     }
 
-    /// Settles the forwarded fields of one request and says who the client is.
-    pub fn apply(&self, headers: &mut HeaderMap, authority: &Authority) -> Client {
+    /// Settles the forwarded fields of one request: says who the client is, and what the next hop is to be told besides
+    /// what stays in `headers`. A field that is told takes the place of the client's.
+    pub fn apply(&self, headers: &mut HeaderMap, authority: &Authority) -> (Client, Fields) {
         if self.believed { self.extend(headers, authority) } else { self.replace(headers, authority) }
     }
 
     /// From a stranger: nothing it says counts.
-    fn replace(&self, headers: &mut HeaderMap, authority: &Authority) -> Client {
+    fn replace(&self, headers: &mut HeaderMap, authority: &Authority) -> (Client, Fields) {
         let mut strange: SmallVec<[HeaderName; 4]> = SmallVec::new();
         for name in headers.keys() {
             if is_internal(name) || self.debug.as_ref() == Some(name) {
@@ -82,14 +86,17 @@ impl Stamp {
         for name in strange {
             headers.remove(name);
         }
-        headers.insert(X_FORWARDED_FOR, self.address.clone());
-        headers.insert(X_FORWARDED_PROTO, scheme(self.https));
-        headers.insert(X_FORWARDED_HOST, host_value(authority));
-        Client { ip: self.ip, https: self.https }
+        let fields = smallvec![
+            (X_FORWARDED_FOR, self.address.clone()),
+            (X_FORWARDED_PROTO, scheme(self.https)),
+            (X_FORWARDED_HOST, host_value(authority)),
+        ];
+        (Client { ip: self.ip, https: self.https }, fields)
     }
 
     /// From a trusted proxy: its word is kept and its own address added.
-    fn extend(&self, headers: &mut HeaderMap, authority: &Authority) -> Client {
+    fn extend(&self, headers: &mut HeaderMap, authority: &Authority) -> (Client, Fields) {
+        let mut fields = Fields::new();
         let ip = self.walk(headers);
         let list = match headers.get(X_FORWARDED_FOR) {
             None => self.address.clone(),
@@ -104,26 +111,26 @@ impl Stamp {
                 HeaderValue::from_maybe_shared(Bytes::from(list)).unwrap_or_else(|_| self.address.clone())
             }
         };
-        headers.insert(X_FORWARDED_FOR, list);
+        fields.push((X_FORWARDED_FOR, list));
         let https = match claimed_scheme(headers) {
             Some(https) => https,
             None => {
-                headers.insert(X_FORWARDED_PROTO, scheme(self.https));
+                fields.push((X_FORWARDED_PROTO, scheme(self.https)));
                 self.https
             }
         };
         if !headers.contains_key(X_FORWARDED_HOST) {
-            headers.insert(X_FORWARDED_HOST, host_value(authority));
+            fields.push((X_FORWARDED_HOST, host_value(authority)));
         }
         if headers.contains_key(X_REAL_IP)
             && let Ok(value) = HeaderValue::try_from(ip.to_string())
         {
-            headers.insert(X_REAL_IP, value);
+            fields.push((X_REAL_IP, value));
         }
         if headers.contains_key(FORWARDED) {
             self.extend_forwarded(headers, authority);
         }
-        Client { ip, https }
+        (Client { ip, https }, fields)
     }
 
     /// The nearest address that is no trusted proxy. An entry that is no address ends the walk at the proxy that wrote
@@ -179,14 +186,11 @@ fn scheme(https: bool) -> HeaderValue {
     HeaderValue::from_static(if https { "https" } else { "http" })
 }
 
-/// What only a trusted peer may send, and is not overwritten anyway.
+/// What only a trusted peer may send.
 fn is_internal(name: &HeaderName) -> bool {
     let name = name.as_str();
     match name.as_bytes() {
-        [b'x', b'-', b'f', ..] => {
-            name.starts_with("x-forwarded-")
-                && !matches!(name, "x-forwarded-for" | "x-forwarded-proto" | "x-forwarded-host")
-        }
+        [b'x', b'-', b'f', ..] => name.starts_with("x-forwarded-"),
         [b'x', b'-', b'o', ..] => name.starts_with("x-onehop-"),
         [b'x', ..] => name == "x-real-ip",
         [b'f', ..] => name == "forwarded",
@@ -300,7 +304,11 @@ mod tests {
     fn run(stamp: &Stamp, fields: &[(&'static str, &'static str)]) -> (Client, HeaderMap) {
         let mut headers: HeaderMap =
             fields.iter().map(|(n, v)| (HeaderName::from_static(n), HeaderValue::from_static(v))).collect();
-        let client = stamp.apply(&mut headers, &Authority::from_static("shop.example"));
+        let (client, fields) = stamp.apply(&mut headers, &Authority::from_static("shop.example"));
+        // As the next hop sees it.
+        for (name, value) in fields {
+            headers.insert(name, value);
+        }
         (client, headers)
     }
 

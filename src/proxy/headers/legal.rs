@@ -22,6 +22,8 @@ pub struct Recipient<'a> {
     pub te_trailers: bool,
     /// The protocol that was asked for upstream, lower-case, if any.
     pub upgrade: Option<&'a HeaderValue>,
+    /// The response comes from our own client side, which has dropped connection-specific and framing fields already.
+    pub clean: bool,
     /// The request went to the endpoint as an extended CONNECT (RFC 8441), where any 2xx opens the tunnel.
     pub connected: bool,
 }
@@ -66,8 +68,10 @@ pub fn response(head: &mut response::Parts, size: &SizeHint, to: Recipient<'_>) 
         status if *to.method == Method::HEAD && !has_no_content(status) => sole_length(&head.headers),
         _ => None,
     };
-    hop::strip(&mut head.headers);
-    head.headers.remove(CONTENT_LENGTH);
+    if !to.clean || described.is_some() {
+        hop::strip(&mut head.headers);
+        head.headers.remove(CONTENT_LENGTH);
+    }
     if let Some(length) = described {
         head.headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
     }
@@ -217,6 +221,7 @@ mod tests {
     use super::*;
 
     const GET: Recipient<'_> = Recipient {
+        clean: false,
         method: &Method::GET,
         version: Version::HTTP_11,
         te_trailers: false,

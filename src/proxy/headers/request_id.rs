@@ -12,8 +12,8 @@ pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const MAX_LEN: usize = 128;
 
 /// Keeps the request's id if `keep` (a trusted proxy, or a peer in the mesh) and it is sound, else makes one of `draw`;
-/// the id is in the headers afterwards. Strangers do not choose ids: one id must not stand for two requests in a log.
-pub fn settle(headers: &mut HeaderMap, keep: bool, mut draw: impl FnMut() -> u64) -> HeaderValue {
+/// whoever sends the head on adds it. Strangers do not choose ids: one id must not stand for two requests in a log.
+pub fn settle(headers: &HeaderMap, keep: bool, mut draw: impl FnMut() -> u64) -> HeaderValue {
     if keep {
         let mut given = headers.get_all(X_REQUEST_ID).iter();
         if let (Some(id), None) = (given.next(), given.next())
@@ -24,9 +24,7 @@ pub fn settle(headers: &mut HeaderMap, keep: bool, mut draw: impl FnMut() -> u64
             return id;
         }
     }
-    let id = hex(draw(), draw());
-    headers.insert(X_REQUEST_ID, id.clone());
-    id
+    hex(draw(), draw())
 }
 
 /// An id of our own, for what has no headers to carry one.
@@ -41,12 +39,29 @@ fn is_sound(id: &[u8]) -> bool {
 
 fn hex(high: u64, low: u64) -> HeaderValue {
     let mut text = [0; 32];
-    for (at, digit) in text.iter_mut().enumerate() {
-        let word = if at < 16 { high } else { low };
-        *digit = b"0123456789abcdef"[(word >> (60 - 4 * (at % 16)) & 15) as usize];
-    }
+    let (first, second) = text.split_at_mut(16);
+    put(first, high);
+    put(second, low);
     HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("0"))
 }
+
+/// Sixteen digits, two at a time.
+fn put(into: &mut [u8], word: u64) {
+    for (digits, byte) in into.chunks_exact_mut(2).zip(word.to_be_bytes()) {
+        digits.copy_from_slice(&PAIRS[usize::from(byte)]);
+    }
+}
+
+const PAIRS: [[u8; 2]; 256] = {
+    let digits = b"0123456789abcdef";
+    let mut pairs = [[0; 2]; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        pairs[byte] = [digits[byte >> 4], digits[byte & 15]];
+        byte += 1;
+    }
+    pairs
+};
 
 thread_local! {
     static STREAM: (RandomState, Cell<u64>) = (RandomState::new(), const { Cell::new(0) });
