@@ -20,7 +20,7 @@ pub struct Bench {
 }
 
 impl Bench {
-    pub fn new() -> Self {
+    pub fn start() -> Self {
         let up = Endpoint::start(|head, body| {
             let head_only = head.starts_with("HEAD ");
             let length = body.len();
