@@ -1,7 +1,5 @@
 //! Malformed and ambiguous requests against the built binary: each gets exactly one answer, and nothing of it reaches
 //! the endpoint.
-#![allow(clippy::disallowed_types, reason = "seen from outside, the process is timed by the machine's clock")]
-#![expect(clippy::unwrap_used, reason = "tests")]
 
 mod common;
 #[path = "requests/fields.rs"]
@@ -22,7 +20,7 @@ pub struct Bench {
 }
 
 impl Bench {
-    fn new() -> Self {
+    pub fn start() -> Self {
         let up = Endpoint::start(|head, body| {
             let head_only = head.starts_with("HEAD ");
             let length = body.len();

@@ -301,9 +301,9 @@ impl Client {
 
 /// Waits until `is` holds; panics after ten seconds.
 pub fn eventually(what: &str, is: impl Fn() -> bool) {
-    let until = std::time::Instant::now() + Duration::from_secs(10);
+    let until = tokio::time::Instant::now() + Duration::from_secs(10);
     while !is() {
-        assert!(std::time::Instant::now() < until, "{what}: not within ten seconds");
+        assert!(tokio::time::Instant::now() < until, "{what}: not within ten seconds");
         thread::sleep(Duration::from_millis(5));
     }
 }
