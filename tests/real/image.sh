@@ -75,7 +75,7 @@ YAML
 chmod 0755 "$work" && chmod 0644 "$work/onehop.yaml"
 
 podman run --detach --name "$name" --network=host --read-only --user 65532 --cap-drop=all \
-  --security-opt=no-new-privileges --ulimit nofile=1024:1024 --ulimit nproc=1000:1000 --cgroups=disabled \
+  --security-opt=no-new-privileges --ulimit nofile=1024:1024 --ulimit nproc=1000:1000 \
   --volume "$work/onehop.yaml:/etc/onehop/onehop.yaml:ro" "$tag" >/dev/null
 for _ in $(seq 100); do
   [ "$(podman inspect --format '{{.State.Status}}' "$name")" = running ] || fail "it ended at once"
@@ -94,7 +94,7 @@ code=$(podman wait "$name")
 # As shipped, with nothing mounted and a loopback of its own: the example is served and HEALTHCHECK finds it.
 name=$shipped
 podman run --detach --name "$name" --network=none --read-only --cap-drop=all --security-opt=no-new-privileges \
-  --ulimit nofile=1024:1024 --ulimit nproc=1000:1000 --cgroups=disabled "$tag" >/dev/null
+  --ulimit nofile=1024:1024 --ulimit nproc=1000:1000 "$tag" >/dev/null
 for _ in $(seq 50); do
   if podman healthcheck run "$name" >/dev/null 2>&1; then healthy=yes && break; fi
   sleep 0.1
