@@ -227,30 +227,3 @@ fn a_thousand_swaps_under_load() {
     assert!(grown < 12 << 10, "{grown} KiB more after {SWAPS} swaps than after {}", SWAPS / 5);
     println!("memory grew by {grown} KiB, {} new connections to endpoints", connections() - connected);
 }
-
-/// A figure, not a check: `ONEHOP_BIN=target/release/onehop cargo test --test swap figure -- --ignored --nocapture`.
-#[test]
-#[ignore = "measures; for a quiet machine and a release build"]
-fn figure_of_latency_while_swapping() {
-    let stage = Stage::new();
-    let hop = Onehop::start(&stage.config(0));
-    let load = || {
-        let pause = Duration::from_millis(10);
-        Load::start(Plan { clients: 24, pause, ..Plan::get(hop.at("web"), "/app") })
-    };
-    for swaps in [0, 200, 0, 200] {
-        let (load, begun) = (load(), tokio::time::Instant::now());
-        for n in 0..swaps {
-            assert_eq!(hop.reload(&stage.config(n)).0, 200);
-            std::thread::sleep(Duration::from_millis(25));
-        }
-        if swaps == 0 {
-            load.wait_for(8000);
-        }
-        let tally = load.stop();
-        tally.assert_clean("figure", 1000);
-        let rate = tally.right() as f64 / begun.elapsed().as_secs_f64();
-        let [p50, p99, p999] = [0.5, 0.99, 0.999].map(|q| tally.quantile(q));
-        println!("{swaps} swaps: {rate:.0} requests a second, p50 {p50:?}, p99 {p99:?}, p99.9 {p999:?}");
-    }
-}
