@@ -12,6 +12,7 @@ use http::HeaderMap;
 
 use super::clock::Moment;
 use super::fault::{Fault, Proof, Reason};
+use super::principal::Priority;
 
 /// Where an endpoint listens.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -224,9 +225,10 @@ pub struct TryOutcome<'a> {
 
 /// Admits tries and learns from them: caps, circuit breaker, outlier detection.
 pub trait Gate: Send + Sync + 'static {
-    /// Asks for a place for one try. Released by [`Gate::release`], exactly once per admission.
-    fn admit(&self, now: Moment) -> Admit<'_> {
-        let _ = now;
+    /// Asks for a place for one try. Released by [`Gate::release`], exactly once per admission. Where there is a
+    /// queue, the higher priority goes first.
+    fn admit(&self, now: Moment, priority: Priority) -> Admit<'_> {
+        let _ = (now, priority);
         Admit::Yes
     }
     /// The service's endpoints, when they are first known and whenever they change. On the control thread.

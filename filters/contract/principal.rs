@@ -43,6 +43,14 @@ pub struct Plan {
     pub sections: BTreeMap<String, Node>,
 }
 
+impl Consumer {
+    /// Its plan's, or the default.
+    #[must_use]
+    pub fn priority(&self) -> Priority {
+        self.plan.as_ref().map(|plan| plan.priority).unwrap_or_default()
+    }
+}
+
 /// Order of shedding.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Priority {

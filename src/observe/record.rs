@@ -22,8 +22,10 @@ pub struct Record<'a> {
     pub method: &'a str,
     /// Host and port as routed.
     pub host: &'a str,
-    /// Path and query. Bytes, since heads that were refused are logged too.
+    /// Path, and query unless that is apart. Bytes, since heads that were refused are logged too.
     pub path: &'a [u8],
+    /// Query, where it does not stand in `path`.
+    pub query: Option<&'a [u8]>,
     /// Version the client spoke; `None` if the head never told.
     pub protocol: Option<Version>,
     /// Status sent, 0 if none was.
@@ -102,7 +104,7 @@ impl Record<'_> {
         if !self.path.is_empty() {
             line.key("path");
             line.out.push(b'"');
-            redact::target(line.out, self.path, json::escape);
+            self.target(line.out, json::escape);
             line.out.push(b'"');
         }
         line.word("protocol", self.protocol.map_or("", protocol));
@@ -162,6 +164,13 @@ impl Record<'_> {
         out.extend_from_slice(b"}\n");
     }
 
+    fn target(&self, out: &mut Vec<u8>, escape: fn(&mut Vec<u8>, &[u8])) {
+        redact::target(out, self.path, escape);
+        if let Some(query) = self.query {
+            redact::query(out, query, escape);
+        }
+    }
+
     /// Appends the record as one line for people: the fixed part first, then `name=value` for what there is.
     pub fn text(&self, out: &mut Vec<u8>, stamp: &[u8]) {
         out.extend_from_slice(stamp);
@@ -171,7 +180,7 @@ impl Record<'_> {
         json::escape(out, if self.method.is_empty() { b"-" } else { self.method.as_bytes() });
         out.push(b' ');
         json::escape(out, self.host.as_bytes());
-        redact::target(out, self.path, bare);
+        self.target(out, bare);
         let took = self.duration.as_micros();
         let _ = write!(out, " {}.{:03}ms", took / 1000, took % 1000);
         let mut pairs = Pairs { out };
@@ -347,7 +356,8 @@ mod tests {
             request_id: b"r-1",
             method: "GET",
             host: "shop.example:8443",
-            path: b"/orders?token=abc&page=2",
+            path: b"/orders",
+            query: Some(b"token=abc&page=2"),
             protocol: Some(Version::HTTP_2),
             status: 502,
             reason: Some(Reason::Reset),

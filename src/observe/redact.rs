@@ -33,12 +33,17 @@ pub fn target(out: &mut Vec<u8>, target: &[u8], escape: fn(&mut Vec<u8>, &[u8]))
     let Some(mark) = memchr::memchr(b'?', target) else {
         return escape(out, target);
     };
-    // In one piece where nothing is to hide.
-    let query = &target[mark + 1..];
-    if !pairs(query).any(|(name, value)| !value.is_empty() && sensitive(name)) {
-        return escape(out, target);
-    }
     escape(out, &target[..mark]);
+    query(out, &target[mark + 1..], escape);
+}
+
+/// Appends `?` and a query through `escape`, masked as in [`target`].
+pub fn query(out: &mut Vec<u8>, query: &[u8], escape: fn(&mut Vec<u8>, &[u8])) {
+    // In one piece where nothing is to hide.
+    if !pairs(query).any(|(name, value)| !value.is_empty() && sensitive(name)) {
+        out.push(b'?');
+        return escape(out, query);
+    }
     let mut separator = b'?';
     for (name, value) in pairs(query) {
         out.push(separator);

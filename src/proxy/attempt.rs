@@ -9,6 +9,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use http_body::Body as _;
 use onehop_filters::contract::clock;
 use onehop_filters::contract::mesh::{Admit, Again, Endpoint, Judge, Pick, TryOutcome};
+use onehop_filters::contract::principal::Priority;
 use onehop_filters::contract::trail::Outcome;
 use onehop_filters::contract::{Body, Fault, Moment, Proof, Reason, RequestCx, Side, now};
 use smallvec::SmallVec;
@@ -40,11 +41,17 @@ pub struct Admission {
 impl Admission {
     /// Passes the gates in order, waiting in their queues no longer than `until`.
     /// Returns the time as well, which is another one if it had to wait.
-    async fn enter(view: &Arc<View>, target: usize, now: Moment, until: Moment) -> Result<(Self, Moment), Fault> {
+    async fn enter(
+        view: &Arc<View>,
+        target: usize,
+        priority: Priority,
+        now: Moment,
+        until: Moment,
+    ) -> Result<(Self, Moment), Fault> {
         let mut at = now;
         let mut place = Self { view: view.clone(), target, passed: 0, endpoint: None, begun: now, observed: false };
         for gate in &*view.targets[target].service.gates {
-            match gate.admit(now) {
+            match gate.admit(now, priority) {
                 Admit::Yes => {}
                 Admit::No(fault) => return Err(fault),
                 Admit::Wait(queue) => {
@@ -161,6 +168,7 @@ async fn tries(ex: &mut Exchange, wants: &Wants<'_>, position: usize) -> Result<
     let service = &target.service;
     ex.tally.target = Some(position);
     let retry = &*service.retry;
+    let priority = ex.cx.consumer.as_ref().map(|consumer| consumer.priority()).unwrap_or_default();
     let hash = service.balance.hash(&ex.cx);
     let idempotent = idempotent(&ex.cx.method);
     let has_body = !ex.cx.body.is_end_stream();
@@ -173,7 +181,7 @@ async fn tries(ex: &mut Exchange, wants: &Wants<'_>, position: usize) -> Result<
         if begun >= ex.cx.deadline {
             return Err(Fault::new(Reason::Deadline).by("deadline"));
         }
-        let (mut place, admitted) = Admission::enter(&view, position, begun, ex.cx.deadline).await?;
+        let (mut place, admitted) = Admission::enter(&view, position, priority, begun, ex.cx.deadline).await?;
         begun = admitted;
         let endpoint = pick(&mut place, service, begun, hash, &tried)?;
         ex.tally.attempts += 1;

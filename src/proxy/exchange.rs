@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::StatusCode;
+use http::uri::PathAndQuery;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use onehop_filters::contract::mesh::Endpoint;
 use onehop_filters::contract::{Body, BodyError, Fault, Moment, Reason, RequestCx, now};
@@ -27,6 +28,9 @@ use crate::snapshot::cell::View;
 pub struct Exchange {
     /// The request as filters see it.
     pub cx: RequestCx,
+    /// What the caller asked for, before any filter rewrote it. Logs and spans name its path; never its query, from
+    /// which a filter may have taken a credential.
+    pub asked: PathAndQuery,
     /// The snapshot it runs under.
     pub view: Arc<View>,
     /// Its route, a position in the snapshot; `None` = no route matched.

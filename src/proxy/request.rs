@@ -159,6 +159,7 @@ fn begin(view: &Arc<View>, listener: &Listener, caller: &Caller, admitted: Admit
         .or_else(|| listener.table.lookup(&probe).map(|hit| (*hit.value, hit.covered)));
     let route = found.map_or(&view.unrouted, |(i, _)| &view.routes[i as usize]);
     let left = left.filter(|_| near || route.inherit_deadline || grpc);
+    let asked = target.clone();
     let mut cx = RequestCx {
         conn: conn.clone(),
         started,
@@ -185,7 +186,8 @@ fn begin(view: &Arc<View>, listener: &Listener, caller: &Caller, admitted: Admit
     };
     cx.trail.timed = debug || trace.sampled;
     let tally = Tally { debug, ..Tally::default() };
-    let ex = Unanswered::new(Exchange { cx, view: view.clone(), route: found.map(|(i, _)| i), tally, admission: None });
+    let route = found.map(|(i, _)| i);
+    let ex = Unanswered::new(Exchange { cx, asked, view: view.clone(), route, tally, admission: None });
     Request { ex, te_trailers, expect_continue, upgrade, grpc, stamp, link: None, on_upgrade: None, doomed }
 }
 

@@ -172,6 +172,28 @@ fn no_credential_is_written_down() {
 }
 
 #[test]
+fn the_path_that_was_asked_for_is_logged_without_the_key_that_was_taken() {
+    let up = Endpoint::ok();
+    let config = simple(&up).replace(
+        "to: up }",
+        "auth: { require: keys }, transform: { path: { replacePrefix: /inside } }, \
+         matches: [{ path: { prefix: /shop } }], to: up }",
+    );
+    // A name that no rule for secrets knows.
+    let config = format!(
+        "{config}identities: {{ keys: {{ apiKey: {{ query: badge }} }} }}\nconsumers: {{ me: {{ apiKeys: [hunter-two-hunter-two] }} }}\n"
+    );
+    let hop = Onehop::start(&config);
+    assert_eq!(get(hop.at("edge"), "a", "/shop/x?page=2&badge=hunter-two-hunter-two").status(), 200);
+    assert!(up.last().starts_with("GET /inside/x?page=2 HTTP/1.1\r\n"), "{}", up.last());
+    let line = line_of(&hop, "/shop/x?page=2");
+    assert_eq!((&line["status"], &line["consumer"]), (&200.into(), &"me".into()), "{line}");
+    assert_eq!(get(hop.at("edge"), "a", "/shop/y?badge=hunter-three").status(), 401);
+    assert_eq!(line_of(&hop, "/shop/y")["reason"], "unauthenticated");
+    assert!(!hop.log().contains("hunter"), "{}", hop.log());
+}
+
+#[test]
 fn decisions_are_shown_to_trusted_debuggers_only() {
     let up = Endpoint::ok();
     let hop = Onehop::start(&simple(&up));

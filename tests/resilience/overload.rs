@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::common::backend::{Backend, Mood};
 use super::common::load::{Load, Plan};
-use super::common::{Onehop, get};
+use super::common::{Onehop, get, get_with};
 use super::{forward, head, metric, until};
 
 #[test]
@@ -42,6 +42,35 @@ fn the_queue_is_bounded_and_says_why() {
     // Its own mood again: the places come back.
     app.set(Mood::Well);
     until("the service answers", || get(web, "localhost", "/").status() == 200);
+}
+
+#[test]
+fn a_better_plan_takes_the_turn_of_a_lesser_one() {
+    let app = Backend::start(Mood::Silent);
+    let more = ", circuitBreaker: { maxRequests: 1, maxPending: 1, pendingTimeout: 10s }, retry: { attempts: 0 }";
+    let yaml = forward(&[&app], more).replace("to: app }]", "auth: { require: keys }, to: app }]")
+        + "identities: { keys: { apiKey: { header: x-api-key } } }\n\
+           plans: { free: { priority: low }, gold: { priority: high } }\n\
+           consumers:\n  cheap: { apiKeys: [key-of-the-cheap-one], plan: free }\n  \
+           dear: { apiKeys: [key-of-the-dear-one], plan: gold }\n  some: { apiKeys: [key-of-some-one] }\n";
+    let hop = Onehop::start(&yaml);
+    let web = hop.at("web");
+    let ask = move |who: &'static str| {
+        std::thread::spawn(move || get_with(web, "localhost", "/", &format!("x-api-key: key-of-{who}-one\r\n")))
+    };
+    let mut held = TcpStream::connect(web).expect("a connection");
+    held.write_all(b"GET / HTTP/1.1\r\nhost: localhost\r\nx-api-key: key-of-some-one\r\n\r\n").expect("a request");
+    until("the place is taken", || app.requests() == 1);
+    app.set(Mood::Well);
+    let cheap = ask("the-cheap");
+    until("one waits", || metric(&hop, "onehop_breaker_pending{service=\"app\"}") > 0.5);
+    let dear = ask("the-dear");
+    let cheap = cheap.join().expect("no panic");
+    assert!(cheap.status() == 503 && cheap.text().contains("pending-overflow"), "{}", cheap.text());
+    let refused = ask("some").join().expect("no panic");
+    assert!(refused.status() == 503 && refused.text().contains("pending-overflow"), "{}", refused.text());
+    drop(held);
+    assert_eq!(dear.join().expect("no panic").status(), 200);
 }
 
 #[test]

@@ -1,10 +1,12 @@
-//! Counting admission with a bounded first-come queue. Exact across threads, free of locks while there is room.
+//! Counting admission with a bounded queue: higher priority first, then first come. Exact across threads, free of locks while there is room.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::AcqRel, Ordering::Acquire, Ordering::Relaxed};
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
+
+use crate::contract::principal::Priority;
 
 /// Places of one service. Outlives configs.
 pub struct Places {
@@ -36,8 +38,16 @@ impl Use {
 struct Queue {
     max_waiting: u32,
     next: u64,
-    /// In order of arrival, numbers ascending. Who is in it has no place yet; who was taken out of it has one.
-    line: VecDeque<(u64, oneshot::Sender<()>)>,
+    /// One lane per priority, the lowest first; each in order of arrival, numbers ascending. Who is in one has no place
+    /// yet; who was taken out was called, or displaced: then the sender is gone without a word.
+    lanes: [VecDeque<(u64, oneshot::Sender<()>)>; 3],
+}
+
+impl Queue {
+    /// Sends away the youngest of those with the lowest priority, if that is lower than this one.
+    fn displace(&mut self, by: Priority) -> bool {
+        self.lanes[..by as usize].iter_mut().find_map(VecDeque::pop_back).is_some()
+    }
 }
 
 /// What became of asking for a place.
@@ -46,16 +56,18 @@ pub enum Asked<'a> {
     Yes(u32),
     /// In the queue.
     Wait(Ticket<'a>),
-    /// The queue is full.
+    /// The queue is full, of nobody with a lower priority.
     Full,
 }
 
 /// A turn in the queue. Dropped, it leaves the queue, or gives the place back if it was called meanwhile.
 pub struct Ticket<'a> {
     places: &'a Places,
+    lane: usize,
     number: u64,
     called: oneshot::Receiver<()>,
-    kept: bool,
+    /// Its holder knows what became of it, and has the place if there is one.
+    settled: bool,
 }
 
 impl Places {
@@ -64,7 +76,7 @@ impl Places {
         Self {
             word: AtomicU64::new(0),
             cap: AtomicU32::new(cap),
-            queue: Mutex::new(Queue { max_waiting, next: 0, line: VecDeque::new() }),
+            queue: Mutex::new(Queue { max_waiting, next: 0, lanes: [const { VecDeque::new() }; 3] }),
         }
     }
     fn load(&self) -> Use {
@@ -80,9 +92,9 @@ impl Places {
         (now.taken, now.waiting)
     }
     /// Asks for a place.
-    pub fn ask(&self) -> Asked<'_> {
+    pub fn ask(&self, priority: Priority) -> Asked<'_> {
         let cap = || self.cap.load(Relaxed);
-        // Who comes while others wait goes behind them.
+        // Who comes while others wait queues up.
         loop {
             let now = self.load();
             if now.taken >= cap() || now.waiting != 0 {
@@ -100,15 +112,23 @@ impl Places {
                     return Asked::Yes(now.taken + 1);
                 }
             } else if now.waiting >= queue.max_waiting {
-                return Asked::Full;
+                // One goes, one comes: the word stays as it is.
+                return if queue.displace(priority) {
+                    Asked::Wait(self.line_up(&mut queue, priority))
+                } else {
+                    Asked::Full
+                };
             } else if self.swap(now, Use { waiting: now.waiting + 1, ..now }) {
-                let (call, called) = oneshot::channel();
-                let number = queue.next;
-                queue.next += 1;
-                queue.line.push_back((number, call));
-                return Asked::Wait(Ticket { places: self, number, called, kept: false });
+                return Asked::Wait(self.line_up(&mut queue, priority));
             }
         }
+    }
+    fn line_up(&self, queue: &mut Queue, priority: Priority) -> Ticket<'_> {
+        let (call, called) = oneshot::channel();
+        let (lane, number) = (priority as usize, queue.next);
+        queue.next += 1;
+        queue.lanes[lane].push_back((number, call));
+        Ticket { places: self, lane, number, called, settled: false }
     }
     /// Gives a place back: to the first in the queue, if there is one.
     pub fn release(&self) {
@@ -138,7 +158,8 @@ impl Places {
             if !self.swap(now, Use { taken: now.taken + 1, waiting: now.waiting - 1 }) {
                 continue;
             }
-            let (_, call) = queue.line.pop_front().expect("the word counts the queue, and both change under its lock");
+            let first = queue.lanes.iter_mut().rev().find_map(VecDeque::pop_front);
+            let (_, call) = first.expect("the word counts the queue, and both change under its lock");
             // One who left meanwhile finds, under this lock, that he was called, and gives the place back himself.
             let _ = call.send(());
         }
@@ -153,27 +174,28 @@ impl Places {
 }
 
 impl Ticket<'_> {
-    /// Waits for the call. The place is then the caller's.
-    pub async fn called(mut self) {
-        // The sender is dropped only once it has called.
-        let _ = (&mut self.called).await;
-        self.kept = true;
+    /// Waits for the call: the place is then the caller's. False: somebody of a higher priority took the turn.
+    pub async fn called(mut self) -> bool {
+        let called = (&mut self.called).await.is_ok();
+        self.settled = true;
+        called
     }
 }
 
 impl Drop for Ticket<'_> {
     fn drop(&mut self) {
-        if self.kept {
+        if self.settled {
             return;
         }
         let mut queue = self.places.queue.lock();
-        if let Ok(at) = queue.line.binary_search_by_key(&self.number, |(n, _)| *n) {
-            queue.line.remove(at);
+        let lane = &mut queue.lanes[self.lane];
+        if let Ok(at) = lane.binary_search_by_key(&self.number, |(n, _)| *n) {
+            lane.remove(at);
             while {
                 let now = self.places.load();
                 !self.places.swap(now, Use { waiting: now.waiting - 1, ..now })
             } {}
-        } else {
+        } else if self.called.try_recv().is_ok() {
             drop(queue);
             self.places.release();
         }

@@ -13,6 +13,7 @@ use self::core::{Asked, Places};
 use crate::contract::fault::{Fault, Reason};
 use crate::contract::mesh::{Admit, Endpoint, Gate};
 use crate::contract::metrics::{Counter, Gauge};
+use crate::contract::principal::Priority;
 use crate::contract::section::{ConfigError, Node};
 use crate::contract::{Build, Entry, Moment, Role};
 
@@ -82,8 +83,8 @@ fn refusal(reason: Reason) -> Fault {
 }
 
 impl Gate for Breaker {
-    fn admit(&self, _: Moment) -> Admit<'_> {
-        match self.places.ask() {
+    fn admit(&self, _: Moment, priority: Priority) -> Admit<'_> {
+        match self.places.ask(priority) {
             Asked::Yes(taken) => {
                 self.active.add(1);
                 // Counted on the way up only; 64 bits, for the product of a large cap.
@@ -102,12 +103,19 @@ impl Gate for Breaker {
             }
             Asked::Wait(ticket) => Admit::Wait(Box::pin(async move {
                 let _waiting = Waiting::new(&self.pending);
-                if tokio::time::timeout(self.timeout, ticket.called()).await.is_ok() {
-                    self.active.add(1);
-                    Ok(())
-                } else {
-                    self.late.inc();
-                    Err(refusal(Reason::PendingTimeout))
+                match tokio::time::timeout(self.timeout, ticket.called()).await {
+                    Ok(true) => {
+                        self.active.add(1);
+                        Ok(())
+                    }
+                    Ok(false) => {
+                        self.overflow.inc();
+                        Err(refusal(Reason::PendingOverflow))
+                    }
+                    Err(_) => {
+                        self.late.inc();
+                        Err(refusal(Reason::PendingTimeout))
+                    }
                 }
             })),
         }
