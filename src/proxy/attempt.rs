@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use http_body::Body as _;
 use onehop_filters::contract::clock;
 use onehop_filters::contract::mesh::{Admit, Again, Endpoint, Judge, Pick, TryOutcome};
@@ -14,7 +14,7 @@ use onehop_filters::contract::trail::Outcome;
 use onehop_filters::contract::{Body, Fault, Moment, Proof, Reason, RequestCx, Side, now};
 use smallvec::SmallVec;
 
-use super::exchange::{Exchange, Try};
+use super::exchange::{Exchange, Told, Try};
 use super::headers::trace;
 use super::replay::Replay;
 use super::request::Wants;
@@ -330,8 +330,8 @@ async fn send(
     until: Moment,
     span: u64,
 ) -> Result<Result<Reply, Fault>, wheel::Elapsed> {
-    let Exchange { cx, tally, .. } = ex;
-    let extra = extra(cx, wants, tally.attempts, until, span);
+    let Exchange { cx, tally, fields, .. } = ex;
+    tell(cx, fields, wants.grpc, tally.attempts, until, span);
     let host = match &cx.upstream_host {
         Some(host) => host.as_bytes(),
         None => cx.authority.as_str().as_bytes(),
@@ -342,7 +342,7 @@ async fn send(
         https: cx.https,
         host,
         headers: &cx.headers,
-        extra: &extra,
+        extra: &fields.own,
         te_trailers: wants.te_trailers,
         expect_continue: wants.expect_continue,
         upgrade: wants.upgrade,
@@ -353,27 +353,19 @@ async fn send(
     wheel::timeout(until, sending).await
 }
 
-/// What we add to the head of every try.
-fn extra(
-    cx: &RequestCx,
-    wants: &Wants<'_>,
-    attempt: u32,
-    until: Moment,
-    span: u64,
-) -> SmallVec<[(HeaderName, HeaderValue); 8]> {
-    let mut extra: SmallVec<[(HeaderName, HeaderValue); 8]> = SmallVec::new();
-    extra.extend(wants.stamp.iter().cloned());
-    extra.push((super::REQUEST_ID.clone(), cx.request_id.clone()));
+/// Adds what is this try's own to the fields that the endpoint is told. They live in the exchange and are overwritten by
+/// the next try, so that a try moves and clones none of them.
+fn tell(cx: &RequestCx, fields: &mut Told, grpc: bool, attempt: u32, until: Moment, span: u64) {
+    fields.own.truncate(fields.common);
     if cx.trace.trace_id != 0 {
-        extra.push((trace::TRACEPARENT, trace::format_parent(&cx.trace, span)));
+        fields.own.push((trace::TRACEPARENT, trace::format_parent(&cx.trace, span)));
     }
     if cx.deadline != Moment::MAX {
-        extra.push(deadline::field(wants.grpc, until.since(now())));
+        fields.own.push(deadline::field(grpc, until.since(now())));
     }
     if attempt > 1 {
-        extra.push((super::ATTEMPT.clone(), HeaderValue::from(attempt)));
+        fields.own.push((super::ATTEMPT.clone(), HeaderValue::from(attempt)));
     }
-    extra
 }
 
 /// RFC 9110 section 9.2.2.

@@ -11,8 +11,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::StatusCode;
 use http::uri::PathAndQuery;
+use http::{HeaderName, HeaderValue, StatusCode};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use onehop_filters::contract::mesh::Endpoint;
 use onehop_filters::contract::{Body, BodyError, Fault, Moment, Reason, RequestCx, now};
@@ -35,6 +35,8 @@ pub struct Exchange {
     pub view: Arc<View>,
     /// Its route, a position in the snapshot; `None` = no route matched.
     pub route: Option<u32>,
+    /// What the endpoint is told besides the request's own fields.
+    pub fields: Told,
     /// What happened.
     pub tally: Tally,
     /// Its place at the gates, while an answer streams.
@@ -84,6 +86,14 @@ impl Drop for Unanswered {
             ledger::close(exchange, End::Aborted);
         }
     }
+}
+
+/// Fields for the endpoint, written behind the request's own and instead of those of the same name.
+pub struct Told {
+    /// First those of every try (forwarding, request id), then those of the current one.
+    pub own: SmallVec<[(HeaderName, HeaderValue); 6]>,
+    /// How many are those of every try.
+    pub common: usize,
 }
 
 /// What happened, for the log, the metrics and the span.

@@ -15,9 +15,9 @@ use onehop_filters::contract::{
 use smallvec::SmallVec;
 
 use super::attempt::{self, Got};
-use super::exchange::{Exchange, Outgoing, Tally, Unanswered};
+use super::exchange::{Exchange, Outgoing, Tally, Told, Unanswered};
 use super::head::{Admitted, admit};
-use super::headers::forwarded::{Fields, Stamp};
+use super::headers::forwarded::Stamp;
 use super::headers::{legal, request_id, trace, via};
 use super::{deadline, ledger, upgrade};
 use crate::config::plan::Capture;
@@ -45,8 +45,6 @@ pub struct Wants<'a> {
     pub upgrade: Option<&'a HeaderValue>,
     /// A gRPC request.
     pub grpc: bool,
-    /// Forwarding fields for the endpoint.
-    pub stamp: &'a [(HeaderName, HeaderValue)],
     /// Passes 1xx answers on.
     pub informational: Option<&'a (dyn Fn(StatusCode, HeaderMap) + Send + Sync)>,
 }
@@ -112,8 +110,6 @@ struct Request {
     expect_continue: bool,
     upgrade: Option<HeaderValue>,
     grpc: bool,
-    /// Forwarding fields for the endpoint.
-    stamp: Fields,
     link: Option<Arc<Link>>,
     on_upgrade: Option<OnUpgrade>,
     /// Found out before the chain: refuses without running it.
@@ -130,10 +126,12 @@ fn begin(view: &Arc<View>, listener: &Listener, caller: &Caller, admitted: Admit
     let near = believed || conn.mesh;
     let grpc = headers.get(header::CONTENT_TYPE).is_some_and(fault::is_grpc);
     let debug = believed && headers.remove(&view.telemetry.debug_header).is_some();
-    let (client, stamp) = caller.stamp.apply(&mut headers, &authority);
+    let (client, mut own) = caller.stamp.apply(&mut headers, &authority);
     // A stranger's word is gone with the rest of what only trusted peers may send.
     let left = if near || grpc { deadline::take(&mut headers, grpc) } else { None };
     let request_id = request_id::settle(&headers, near, request_id::draw);
+    own.push((super::REQUEST_ID.clone(), request_id.clone()));
+    let fields = Told { common: own.len(), own };
     let trace = trace_of(view, &headers, near);
     let mut doomed = None;
     if plan.via {
@@ -160,7 +158,7 @@ fn begin(view: &Arc<View>, listener: &Listener, caller: &Caller, admitted: Admit
     let route = found.map_or(&view.unrouted, |(i, _)| &view.routes[i as usize]);
     let left = left.filter(|_| near || route.inherit_deadline || grpc);
     let asked = target.clone();
-    let mut cx = RequestCx {
+    let cx = RequestCx {
         conn: conn.clone(),
         started,
         method,
@@ -184,11 +182,11 @@ fn begin(view: &Arc<View>, listener: &Listener, caller: &Caller, admitted: Admit
         trail: Trail::default(),
         dry_run: false,
     };
-    cx.trail.timed = debug || trace.sampled;
     let tally = Tally { debug, ..Tally::default() };
     let route = found.map(|(i, _)| i);
-    let ex = Unanswered::new(Exchange { cx, asked, view: view.clone(), route, tally, admission: None });
-    Request { ex, te_trailers, expect_continue, upgrade, grpc, stamp, link: None, on_upgrade: None, doomed }
+    let mut ex = Unanswered::new(Exchange { cx, asked, view: view.clone(), route, fields, tally, admission: None });
+    ex.cx.trail.timed = debug || trace.sampled;
+    Request { ex, te_trailers, expect_continue, upgrade, grpc, link: None, on_upgrade: None, doomed }
 }
 
 /// The route of a cross-origin preflight: the one that will serve the request it asks for, if that answers preflights.
@@ -392,7 +390,6 @@ async fn call(rq: &mut Request, target: usize) -> Result<Answer, Fault> {
         expect_continue: rq.expect_continue,
         upgrade: wanted.as_ref(),
         grpc: rq.grpc,
-        stamp: &rq.stamp,
         informational: relay.as_ref().map(|f| f as &(dyn Fn(StatusCode, HeaderMap) + Send + Sync)),
     };
     let got = attempt::forward(ex, &wants, target).await?;

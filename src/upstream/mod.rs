@@ -200,6 +200,19 @@ impl Upstream {
     }
 }
 
+/// Goes to the end of the queue of this turn.
+async fn turn() {
+    let mut queued = false;
+    std::future::poll_fn(move |cx| {
+        if std::mem::replace(&mut queued, true) {
+            return std::task::Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        std::task::Poll::Pending
+    })
+    .await;
+}
+
 enum Speaks {
     H1,
     H2,
@@ -252,6 +265,11 @@ impl Way<'_> {
                     (Box::new(h1::Conn::new(dialed.wire, Arc::downgrade(self.shard), open)), false, took)
                 }
             };
+            if reused {
+                // Requests that became ready in the same turn of the event loop are written one after the other: their
+                // endpoints are woken once, not once a request. (A connection just opened waited long enough.)
+                turn().await;
+            }
             match h1::send(conn, head, body, informational, limits).await {
                 Ok(reply) => return Ok(Reply { reused, connect, ..reply }),
                 Err(failed) => {

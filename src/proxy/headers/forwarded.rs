@@ -36,7 +36,7 @@ pub struct Client {
 }
 
 /// Fields told to the next hop besides the request's own.
-pub type Fields = SmallVec<[(HeaderName, HeaderValue); 4]>;
+pub type Fields = SmallVec<[(HeaderName, HeaderValue); 6]>;
 
 /// Everything about one connection that its requests write again and again; made once.
 #[derive(Debug)]
