@@ -10,6 +10,8 @@ mod common;
 mod grpc;
 #[path = "protocol/http1.rs"]
 mod http1;
+#[path = "protocol/passthrough.rs"]
+mod passthrough;
 #[path = "protocol/tls.rs"]
 mod tls;
 #[path = "protocol/transports.rs"]
