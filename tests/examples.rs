@@ -1,5 +1,4 @@
 //! The example configurations, run as they lie there: each does what its comments say.
-#![expect(clippy::unwrap_used, reason = "tests")]
 
 mod common;
 

@@ -1,11 +1,12 @@
 //! Protocols end to end through the built binary: HTTP/1.1, HTTP/2, gRPC, WebSocket, TLS, PROXY, and what is counted.
-#![expect(clippy::unwrap_used, reason = "tests")]
 
 #[path = "protocol/accounts.rs"]
 mod accounts;
 #[path = "protocol/bodies.rs"]
 mod bodies;
 mod common;
+#[path = "protocol/endpoints.rs"]
+mod endpoints;
 #[path = "protocol/grpc.rs"]
 mod grpc;
 #[path = "protocol/http1.rs"]

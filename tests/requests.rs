@@ -1,6 +1,5 @@
 //! Malformed and ambiguous requests against the built binary: each gets exactly one answer, and nothing of it reaches
 //! the endpoint.
-#![expect(clippy::unwrap_used, reason = "tests")]
 
 mod common;
 #[path = "requests/fields.rs"]
@@ -21,7 +20,7 @@ pub struct Bench {
 }
 
 impl Bench {
-    pub fn new() -> Self {
+    pub fn start() -> Self {
         let up = Endpoint::start(|head, body| {
             let head_only = head.starts_with("HEAD ");
             let length = body.len();

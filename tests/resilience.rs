@@ -11,7 +11,9 @@ mod overload;
 #[path = "resilience/start.rs"]
 mod start;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 /// Asks until the answer is right.
 #[track_caller]

@@ -69,6 +69,8 @@ impl Arrival<Bare> {
 enum Greeting {
     #[error(transparent)]
     Proxy(#[from] ProxyError),
+    #[error("the peer is none of `trustedProxies`, and only those may send a PROXY header")]
+    Stranger,
     #[error("{0}")]
     Io(io::Error),
     #[error("TLS: {0}")]
@@ -128,7 +130,7 @@ impl Arrival {
                 Ok(Ok(())) => {}
                 Ok(Err(why)) => {
                     match why {
-                        Greeting::Proxy(_) | Greeting::Io(_) => counts.proxy_failed.inc(),
+                        Greeting::Proxy(_) | Greeting::Stranger | Greeting::Io(_) => counts.proxy_failed.inc(),
                         Greeting::Tls(_) | Greeting::Names(_) | Greeting::Protocol => counts.tls_failed.inc(),
                     }
                     tracing::debug!(listener = %name, %peer, %why, "connection refused");
@@ -142,6 +144,10 @@ impl Arrival {
     /// Reads the PROXY header, and gives what was read behind it.
     async fn header(&mut self) -> Result<(Option<Proxied>, Bytes), Greeting> {
         let required = self.settings.plan.proxy_protocol == ProxyProtocol::Required;
+        // Whoever can reach the port could name any client. A socket file is guarded by its own permissions.
+        if !self.trusted() && !matches!(self.io, Plain::Unix(_)) {
+            return Err(Greeting::Stranger);
+        }
         let mut bytes = BytesMut::with_capacity(FIRST_READ);
         loop {
             let (proxied, consumed) = match parse(&bytes)? {

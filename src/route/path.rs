@@ -113,12 +113,15 @@ fn is_dot_segment(rest: &[u8]) -> bool {
     dots <= 2 && matches!(rest.get(dots), None | Some(b'/' | b'?' | b';'))
 }
 
-/// Raw controls, spaces, fragments and 8-bit bytes never belong in a request target.
+/// Raw controls, spaces, quotes, angle brackets, fragments and 8-bit bytes never belong in a request target (RFC 3986
+/// section 3.4 and appendix C).
 fn check_query(query: &[u8]) -> Result<(), Fault> {
-    match query.iter().find(|b| !(0x21..=0x7e).contains(*b) || **b == b'#') {
+    match query.iter().find(|b| !(0x21..=0x7e).contains(*b) || matches!(b, b'#' | b'"' | b'<' | b'>')) {
         None => Ok(()),
         Some(b'#') => Err(bad("the target has a fragment")),
-        Some(_) => Err(bad("the query has a control character, a space or a byte beyond ASCII")),
+        Some(_) => {
+            Err(bad("the query has a control character, a space, a quote, an angle bracket or a byte beyond ASCII"))
+        }
     }
 }
 
@@ -253,6 +256,8 @@ mod tests {
             "",
             "a",
             "?q",
+            "/?a=<b>",
+            "/?\"a\"",
             "/%",
             "/%4",
             "/%4g",

@@ -141,3 +141,115 @@ impl Cell {
         self.retired.lock().len()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Weak;
+
+    use onehop_filters::contract::metrics::Registry;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::config::{self, Source};
+    use crate::observe::metrics::EngineMetrics;
+    use crate::snapshot::compile::{Compiler, compile};
+    use crate::snapshot::estate::Estate;
+
+    /// A snapshot with these listeners.
+    fn snapshot(generation: u64, listeners: &[&str]) -> Snapshot {
+        let listeners: Vec<_> = listeners.iter().map(|l| format!("{l}: {{ bind: \"127.0.0.1:0\" }}")).collect();
+        let text = format!(
+            "version: 1\nadmin: {{ bind: none }}\nlisteners: {{ {} }}\nroutes: [{{ name: a, respond: {{}} }}]\n",
+            listeners.join(", ")
+        );
+        let source = Source::Text { name: "test".to_owned(), text, dir: "/".into() };
+        let plan = config::load(&[source], &[]).expect("a valid config");
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        let (metrics, estate) = (Arc::new(Registry::default()), Estate::default());
+        let mut compiler = Compiler {
+            entries: &[],
+            metrics: &metrics,
+            engine: &EngineMetrics::new(&metrics),
+            staging: &mut estate.stage(),
+            control: runtime.handle(),
+        };
+        compile(&mut compiler, &plan, generation).unwrap_or_else(|_| panic!("it compiles"))
+    }
+
+    #[derive(Clone, Debug)]
+    enum Act {
+        Publish,
+        /// A request begins.
+        View,
+        /// The request of this number, counted round, ends.
+        End(usize),
+        Sweep,
+    }
+
+    fn act() -> impl Strategy<Value = Act> {
+        prop_oneof![Just(Act::Publish), Just(Act::View), (0..8usize).prop_map(Act::End), Just(Act::Sweep),]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
+        /// A request sees the newest snapshot and keeps it; a snapshot lives exactly as long as it is current or seen.
+        #[test]
+        fn snapshots_live_as_long_as_they_are_seen(acts in proptest::collection::vec(act(), 1..24)) {
+            let cell = Cell::new(snapshot(0, &["web"]));
+            let mut all: Vec<Weak<Snapshot>> = vec![Arc::downgrade(&cell.load())];
+            let mut open: Vec<(u64, Arc<View>)> = Vec::new();
+            for act in acts {
+                match act {
+                    Act::Publish => {
+                        cell.publish(snapshot(all.len() as u64, &["web"]));
+                        all.push(Arc::downgrade(&cell.load()));
+                    }
+                    Act::View => {
+                        let view = cell.view();
+                        prop_assert_eq!(view.generation, all.len() as u64 - 1);
+                        open.push((view.generation, view));
+                    }
+                    Act::End(n) if !open.is_empty() => drop(open.swap_remove(n % open.len())),
+                    Act::End(_) => {}
+                    Act::Sweep => {
+                        // What a worker that serves requests does with its own hold.
+                        drop(cell.view());
+                        cell.sweep();
+                        for (generation, snapshot) in (0u64..).zip(&all) {
+                            let seen = open.iter().any(|(g, _)| *g == generation);
+                            let current = generation == all.len() as u64 - 1;
+                            prop_assert_eq!(snapshot.upgrade().is_some(), seen || current, "generation {}", generation);
+                        }
+                    }
+                }
+                prop_assert!(open.iter().all(|(g, view)| view.generation == *g));
+            }
+        }
+    }
+
+    #[test]
+    fn a_listener_that_left_is_still_answered_for() {
+        let cell = Cell::new(snapshot(0, &["stays", "goes"]));
+        cell.publish(snapshot(1, &["stays"]));
+        cell.publish(snapshot(2, &["stays"]));
+        assert_eq!(cell.view_for("goes").generation, 0);
+        assert_eq!(cell.view_for("stays").generation, 2);
+        assert_eq!(cell.view_for("never was").generation, 2);
+        cell.publish(snapshot(3, &["stays", "goes"]));
+        assert_eq!(cell.view_for("goes").generation, 3, "it came back");
+        assert_eq!(cell.departed.lock().len(), 0);
+    }
+
+    #[test]
+    fn the_farewell_ends() {
+        let cell = Cell::new(snapshot(0, &["stays", "goes"]));
+        cell.publish(snapshot(1, &["stays"]));
+        for departed in &mut *cell.departed.lock() {
+            departed.until = Moment::ZERO;
+        }
+        drop(cell.view());
+        assert_eq!(cell.sweep(), 0, "nothing holds the old snapshot any more");
+        assert_eq!(cell.view_for("goes").generation, 1);
+    }
+}

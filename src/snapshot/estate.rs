@@ -89,6 +89,8 @@ impl Keeper for Staging<'_> {
 mod tests {
     use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
+    use proptest::prelude::*;
+
     use super::*;
 
     fn keep(staging: &mut Staging<'_>, name: &str, shape: &str, value: u32) -> Arc<AtomicU32> {
@@ -139,5 +141,48 @@ mod tests {
         assert_eq!(estate.len(), 1);
         drop(a);
         assert!(estate.is_empty());
+    }
+
+    /// One config: what it keeps, by name and shape, and whether it is good.
+    fn config() -> impl Strategy<Value = (Vec<(usize, usize)>, bool)> {
+        (proptest::collection::vec((0..4usize, 0..3usize), 0..6), proptest::bool::weighted(0.75))
+    }
+
+    proptest! {
+        /// What a config keeps is what the newest good config kept under that name and shape, for as long as a snapshot
+        /// holds it; a rejected one is as if it had not been. Acts run once, with the good ones only.
+        #[test]
+        fn kept_is_what_the_newest_good_config_kept(configs in proptest::collection::vec(config(), 1..12)) {
+            let control = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+            let estate = Estate::default();
+            let acts = Arc::new(AtomicU32::new(0));
+            let mut running: HashMap<usize, (usize, Arc<AtomicU32>)> = HashMap::new();
+            for (n, (wanted, good)) in (0u32..).zip(configs) {
+                let mut staging = estate.stage();
+                let mut next: HashMap<usize, (usize, Arc<AtomicU32>)> = HashMap::new();
+                for (name, shape) in wanted {
+                    let made = keep(&mut staging, &name.to_string(), &shape.to_string(), n);
+                    let known = next.get(&name).or_else(|| running.get(&name)).filter(|(s, _)| *s == shape);
+                    let same = known.is_some_and(|(_, known)| Arc::ptr_eq(known, &made));
+                    prop_assert_eq!(same, known.is_some(), "name {} shape {} of config {}", name, shape, n);
+                    next.insert(name, (shape, made));
+                }
+                let before = acts.load(Relaxed);
+                let count = acts.clone();
+                staging.at_publish(Box::new(move || {
+                    count.fetch_add(1, Relaxed);
+                }));
+                if good {
+                    staging.publish(control.handle());
+                    // The snapshot before is let go of.
+                    running = next;
+                } else {
+                    drop(staging);
+                    drop(next);
+                }
+                prop_assert_eq!(acts.load(Relaxed) - before, u32::from(good));
+                prop_assert_eq!(estate.len(), running.len());
+            }
+        }
     }
 }

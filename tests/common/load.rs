@@ -8,11 +8,12 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -36,7 +37,7 @@ pub struct Plan {
     pub path: &'static str,
     /// Statuses that are right.
     pub wanted: &'static [u16],
-    /// After [`Load::wind_down`] a refused connection is the end, not a failure.
+    /// Method to ask with; never with a body.
     pub method: &'static str,
 }
 

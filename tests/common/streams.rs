@@ -54,10 +54,10 @@ impl LongStream {
     #[track_caller]
     pub fn still_echoes(&self) {
         let goal = self.echoes.load(SeqCst) + 2;
-        let until = std::time::Instant::now() + PATIENCE;
+        let until = tokio::time::Instant::now() + PATIENCE;
         while self.echoes.load(SeqCst) < goal {
             let end = self.end();
-            assert!(end.is_none() && std::time::Instant::now() < until, "the stream ended: {end:?}");
+            assert!(end.is_none() && tokio::time::Instant::now() < until, "the stream ended: {end:?}");
             std::thread::sleep(Duration::from_millis(2));
         }
     }
@@ -70,8 +70,8 @@ impl LongStream {
     /// Ends it from the client's side; true if the end was in good order.
     pub fn finish(self) -> Result<(), String> {
         self.stop.store(true, SeqCst);
-        let until = std::time::Instant::now() + PATIENCE;
-        while std::time::Instant::now() < until {
+        let until = tokio::time::Instant::now() + PATIENCE;
+        while tokio::time::Instant::now() < until {
             if let Some(end) = self.end() {
                 return end;
             }

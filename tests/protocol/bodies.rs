@@ -81,7 +81,7 @@ fn a_slow_reader_holds_the_endpoint_back() {
                 break;
             }
         }
-        assert!(total >= BIG && total < BIG + 100, "{total} of {BIG}");
+        assert!((BIG..BIG + 100).contains(&total), "{total} of {BIG}");
         assert!(most < at_rest + BIG / 2, "{at_rest} -> {most}");
     }
 }
@@ -204,13 +204,9 @@ fn a_cut_answer_is_an_error_for_the_client() {
         let mut old = Client::to(hop.at("edge"));
         old.send(format!("GET {path} HTTP/1.0\r\nhost: a\r\n\r\n").as_bytes());
         old.rest();
-        let fate = Frames::to(hop.at("edge")).ask(1, &plain("GET", path_of(path)));
+        let fate = Frames::to(hop.at("edge")).ask(1, &plain("GET", path));
         assert!(!matches!(fate, Fate::Answered(200, _)), "{path}: {fate:?}");
     }
     let line = "\"reason\":\"truncated\"";
     crate::common::eventually(line, || hop.log().contains(line));
-}
-
-fn path_of(path: &'static str) -> &'static str {
-    path
 }

@@ -47,6 +47,8 @@ fn endpoint() -> SocketAddr {
                 return;
             }
             if head.starts_with("GET /chat/refuse") || field("upgrade").is_none() {
+                let length = field("content-length").and_then(|l| l.parse().ok()).unwrap_or(0);
+                let _ = std::io::copy(&mut (&stream).take(length), &mut std::io::sink());
                 let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nno");
                 continue;
             }
@@ -94,6 +96,21 @@ fn frames_pass_and_survive_a_reload() {
     drop(client);
     let line = "\"status\":101";
     crate::common::eventually(line, || hop.log().contains(line));
+}
+
+#[test]
+fn a_handshake_may_say_that_it_has_no_body() {
+    let hop = Onehop::start(&config(endpoint()));
+    let mut client = Client::to(hop.at("edge"));
+    client.send(HANDSHAKE.replace("\r\n\r\n", "\r\ncontent-length: 0\r\n\r\n").as_bytes());
+    assert_eq!(client.head().status(), 101);
+    client.send(HELLO);
+    assert_eq!(client.exactly(ANSWER.len()), ANSWER);
+    // With a body, the upgrade is ignored (RFC 9110 section 7.8).
+    let mut client = Client::to(hop.at("edge"));
+    client.send(HANDSHAKE.replace("\r\n\r\n", "\r\ncontent-length: 2\r\n\r\nhi").as_bytes());
+    let answer = client.answer();
+    assert_eq!((answer.status(), answer.body().as_str()), (200, "no"), "{}", answer.text());
 }
 
 #[test]

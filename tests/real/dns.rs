@@ -37,7 +37,7 @@ impl Dnsmasq {
         std::fs::write(dir.path().join("hosts"), hosts).expect("a file");
         let config = format!(
             "keep-in-foreground\nport={port}\nlisten-address=127.0.0.1\nbind-interfaces\nno-resolv\nno-hosts\nuser=\n\
-             pid-file={at}/pid\naddn-hosts={at}/hosts\nlocal-ttl=1\nlog-queries\nlog-facility={at}/log\nlog-async=0\n\
+             pid-file={at}/pid\naddn-hosts={at}/hosts\nlog-queries\nlog-facility={at}/log\nlog-async=0\n\
              local=/test/\n{extra}\n"
         );
         std::fs::write(dir.path().join("conf"), config).expect("a file");
@@ -80,7 +80,7 @@ fn says(onehop: &Onehop) -> String {
 #[test]
 fn addresses_follow_their_records() {
     let sites = sites();
-    let dns = Dnsmasq::start("127.0.0.2 app.test\n", "");
+    let dns = Dnsmasq::start("127.0.0.2 app.test\n", "local-ttl=1");
     let (port, resolver) = (sites.address.port(), dns.address);
     let onehop = Onehop::start(&config(&format!(
         "{{ dns: {{ name: app.test, port: {port}, resolver: '{resolver}', minTtl: 1s }} }}"
@@ -103,7 +103,7 @@ fn addresses_follow_their_records() {
 #[test]
 fn ipv6_addresses_are_used_when_asked_for() {
     let sites = sites();
-    let dns = Dnsmasq::start("127.0.0.2 app.test\n::1 app.test\n", "");
+    let dns = Dnsmasq::start("127.0.0.2 app.test\n::1 app.test\n", "local-ttl=1");
     let (port, resolver) = (sites.address.port(), dns.address);
     let onehop = Onehop::start(&config(&format!(
         "{{ dns: {{ name: app.test, port: {port}, resolver: '{resolver}', family: v6 }} }}"
@@ -119,7 +119,7 @@ fn service_records_give_ports_and_weights() {
     let srv =
         |target: &str, priority: u16| format!("srv-host=_http._tcp.app.test,{target}.app.test,{port},{priority},3\n");
     let hosts = "127.0.0.2 two.app.test\n127.0.0.3 three.app.test\n";
-    let mut dns = Dnsmasq::start(hosts, &(srv("two", 1) + &srv("three", 2)));
+    let mut dns = Dnsmasq::start(hosts, &("local-ttl=1\n".to_owned() + &srv("two", 1) + &srv("three", 2)));
     let resolver = dns.address;
     let onehop = Onehop::start(&config(&format!(
         "{{ srv: {{ name: _http._tcp.app.test, resolver: '{resolver}', minTtl: 1s }} }}"
@@ -129,14 +129,14 @@ fn service_records_give_ports_and_weights() {
 
     // dnsmasq reads these records only when it starts.
     drop(dns.server);
-    dns.server = Dnsmasq::serve(&dns.dir, resolver, hosts, &srv("three", 1));
+    dns.server = Dnsmasq::serve(&dns.dir, resolver, hosts, &("local-ttl=1\n".to_owned() + &srv("three", 1)));
     eventually("the new record is used", || (0..4).all(|_| says(&onehop) == "three\n"));
 }
 
 #[test]
 fn a_short_ttl_does_not_make_many_questions() {
     let sites = sites();
-    let dns = Dnsmasq::start("127.0.0.2 app.test\n", "local-ttl=0\n");
+    let dns = Dnsmasq::start("127.0.0.2 app.test\n", "local-ttl=0");
     let (port, resolver) = (sites.address.port(), dns.address);
     let onehop = Onehop::start(&config(&format!(
         "{{ dns: {{ name: app.test, port: {port}, resolver: '{resolver}', minTtl: 4s, family: v4 }} }}"

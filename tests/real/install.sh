@@ -14,8 +14,9 @@ have openssl openssl
 have podman podman
 have runc runc
 have python3 python3
-have cc gcc
+have c++ g++
 have cmake cmake
+have strip binutils
 command -v go >/dev/null || [ -x target/real-bin/h2spec ] || need+=(golang-go)
 python3 -c 'import venv, ensurepip' 2>/dev/null || need+=(python3-venv)
 if [ ${#need[@]} -gt 0 ]; then
@@ -32,7 +33,6 @@ if ! "$venv/bin/python3" -c 'import grpc, websockets, opentelemetry.proto' 2>/de
 fi
 
 if [ ! -x target/real-bin/h2spec ]; then
-  GOBIN=$PWD/target/real-bin go install github.com/summerwind/h2spec/cmd/h2spec@v2.6.0+incompatible 2>/dev/null ||
-    GOBIN=$PWD/target/real-bin go install github.com/summerwind/h2spec/cmd/h2spec@latest
+  GOBIN=$PWD/target/real-bin go install github.com/summerwind/h2spec/cmd/h2spec@latest
 fi
 echo "real servers: all installed"

@@ -69,7 +69,7 @@ fn nginx_with_tls_is_an_upstream_only_under_its_own_name() {
     let (cert, key) = authority.issue(&["orders.internal"]);
     let nginx = Nginx::start(&format!(
         "server {{ listen 127.0.0.1:PORT ssl http2; server_name orders.internal;\n\
-         ssl_certificate {cert}; ssl_certificate_key {key};\n\
+         ssl_certificate {cert}; ssl_certificate_key {key}; ssl_protocols TLSv1.2 TLSv1.3;\n\
          location / {{ return 200 \"$ssl_server_name $server_protocol $ssl_protocol $host\\n\"; }} }}"
     ));
     let service = |sni: &str, protocol: &str| {

@@ -11,7 +11,7 @@ fn values<'a>(head: &'a str, name: &str) -> Vec<&'a str> {
 
 #[test]
 fn strangers_forward_for_nobody() {
-    let bench = Bench::new();
+    let bench = Bench::start();
     let spoofed = "x-forwarded-for: 1.2.3.4\r\nx-forwarded-for: 5.6.7.8\r\nx-forwarded-proto: https\r\n\
         x-forwarded-host: bank.example\r\nx-forwarded-port: 443\r\nx-forwarded-prefix: /admin\r\n\
         x-forwarded-client-cert: By=me\r\nx-real-ip: 1.2.3.4\r\nforwarded: for=1.2.3.4\r\n\
@@ -40,9 +40,26 @@ fn strangers_forward_for_nobody() {
     assert_eq!(answer.header("server-timing"), None);
 }
 
+/// A field that some identity makes of a claim never comes from a caller, also where nobody is asked who he is.
+#[test]
+fn claims_are_not_made_up() {
+    let up = Endpoint::ok();
+    let jwks = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/jwks.json");
+    let config = format!(
+        "{}identities: {{ corp: {{ jwt: {{ issuer: \"https://id.example.com/\", audiences: [a], algorithms: [ES256], \
+         jwks: {{ file: {jwks} }}, claimsToHeaders: {{ sub: x-user }} }} }} }}\n",
+        crate::common::simple(&up)
+    );
+    let hop = Onehop::start(&config);
+    get_with(hop.at("edge"), "a.example", "/", "x-user: root\r\nX-User: admin\r\nx-users: kept\r\n");
+    let seen = up.last();
+    assert!(values(&seen, "x-user").is_empty(), "{seen}");
+    assert_eq!(values(&seen, "x-users"), ["kept"]);
+}
+
 #[test]
 fn trusted_proxies_are_believed() {
-    let bench = Bench::new();
+    let bench = Bench::start();
     let said = "x-forwarded-for: 1.2.3.4, 5.6.7.8\r\nx-forwarded-proto: https\r\nx-forwarded-host: shop.example\r\nx-onehop-debug: 1\r\n";
     let answer = get_with(bench.hop.at("trusting"), "a.example", "/", said);
     assert_eq!(answer.status(), 200, "{}", answer.text());
@@ -88,7 +105,7 @@ fn fields_of_one_hop_stay_there() {
 
 #[test]
 fn request_ids_are_given_not_taken() {
-    let bench = Bench::new();
+    let bench = Bench::start();
     get_with(bench.hop.at("edge"), "a.example", "/", "x-request-id: mine\r\nx-request-id: other\r\n");
     let given = values(&bench.up.last(), "x-request-id").len();
     assert_eq!(given, 1, "{}", bench.up.last());
@@ -101,7 +118,7 @@ fn request_ids_are_given_not_taken() {
 /// Escapes, quotes and controls that reach the log or an answer stay data.
 #[test]
 fn nothing_is_injected() {
-    let bench = Bench::new();
+    let bench = Bench::start();
     for path in ["/%0d%0aset-cookie:%20a=b", "/%22,%22status%22:200", "/?%0d%0ax:y", "/?a='b'"] {
         let answer = get(bench.hop.at("edge"), "a.example", path);
         assert_eq!(answer.status(), 200, "{path}: {}", answer.text());

@@ -467,7 +467,7 @@ const METHODS: &[Case] = &[
 ];
 
 fn judge(group: &str, cases: &[Case]) {
-    let bench = Bench::new();
+    let bench = Bench::start();
     for &(name, bytes, status, why, then) in cases {
         let case = format!("{group}: {name}");
         let before = bench.up.seen();
@@ -511,7 +511,7 @@ fn framing_is_never_in_doubt() {
 
 #[test]
 fn chunks_are_read_strictly() {
-    let bench = Bench::new();
+    let bench = Bench::start();
     for &(name, bytes, status, why, _) in CHUNKS {
         let mut client = Client::to(bench.hop.at("edge"));
         client.send(bytes);
@@ -550,7 +550,7 @@ fn methods_expectations_and_upgrades() {
 /// What is accepted reaches the endpoint in one normal form.
 #[test]
 fn what_passes_is_normal() {
-    let bench = Bench::new();
+    let bench = Bench::start();
     let cases: &[(&str, &[u8], &str, &[&str])] = &[
         ("empty lines first", b"\r\n\r\nGET / HTTP/1.1\r\nhost: a.example\r\n\r\n", "GET / HTTP/1.1", &[]),
         ("absolute form", b"GET http://B.example:8080/x?y HTTP/1.1\r\nhost: a.example\r\n\r\n", "GET /x?y HTTP/1.1", &["host: b.example:8080"]),
@@ -596,7 +596,7 @@ fn what_passes_is_normal() {
 /// In the mesh, where both ends are known, what is odd but harmless passes.
 #[test]
 fn the_mesh_keeps_what_the_edge_rejects() {
-    let bench = Bench::new();
+    let bench = Bench::start();
     for (bytes, line, field) in [
         (&b"GET /a%2Fb HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"[..], "GET /a%2Fb HTTP/1.1", ""),
         (b"GET /a HTTP/1.1\r\nhost: a\r\nx_user: me\r\nconnection: close\r\n\r\n", "GET /a HTTP/1.1", "x_user: me"),

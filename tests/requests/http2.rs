@@ -1,5 +1,7 @@
 //! HTTP/2 by prior knowledge: pseudo-header fields, connection fields, lengths, and floods.
 
+use onehop_filters::contract::now;
+
 use crate::common::h2::{
     CONTINUATION, DATA, END_HEADERS, END_STREAM, Fate, Frames, HEADERS, PING, RST_STREAM, SETTINGS, block, frame, plain,
 };
@@ -41,7 +43,7 @@ use Want::{Gone, Refused, Reset};
 
 #[test]
 fn messages_are_read_strictly() {
-    let bench = Bench::new();
+    let bench = Bench::start();
     let get = || plain("GET", "/");
     let cases: Vec<(&str, Fields, Want)> = vec![
         ("no method", without(":method"), Reset),
@@ -143,7 +145,7 @@ fn messages_are_read_strictly() {
 
 #[test]
 fn extended_connect_needs_a_route_that_allows_it() {
-    let bench = Bench::new();
+    let bench = Bench::start();
     let ask = |path: &'static str, protocol: &'static [u8]| {
         let mut fields = plain("CONNECT", path);
         fields.insert(1, (b":protocol", protocol));
@@ -167,7 +169,7 @@ fn extended_connect_needs_a_route_that_allows_it() {
 
 #[test]
 fn bodies_are_as_long_as_they_say() {
-    let bench = Bench::new();
+    let bench = Bench::start();
     let head = |length: &'static [u8]| block(&with(plain("POST", "/"), &[(b"content-length", length)]));
     for (name, length, data) in [("longer", &b"3"[..], &b"abcde"[..]), ("shorter", b"5", b"abc")] {
         let before = bench.up.seen();
@@ -201,7 +203,7 @@ fn bodies_are_as_long_as_they_say() {
 
 #[test]
 fn a_cut_upload_is_not_a_whole_one() {
-    let bench = Bench::new();
+    let bench = Bench::start();
     for code in [0u32, 8] {
         let mut frames = Frames::to(bench.hop.at("edge"));
         frames.send(&frame(HEADERS, END_HEADERS, 1, &block(&plain("POST", "/cut"))));
@@ -216,7 +218,7 @@ fn a_cut_upload_is_not_a_whole_one() {
 
 #[test]
 fn heads_have_limits() {
-    let bench = Bench::new();
+    let bench = Bench::start();
     let value = vec![b'a'; 10 << 10];
     let mut long = plain("GET", "/");
     for name in [&b"x-a"[..], b"x-b", b"x-c", b"x-d"] {
@@ -251,7 +253,7 @@ fn flooded(frames: &mut Frames) -> Fate {
 
 #[test]
 fn floods_end_the_connection() {
-    let bench = Bench::new();
+    let bench = Bench::start();
     let open = |id: u32| frame(HEADERS, END_STREAM | END_HEADERS, id, &block(&plain("GET", "/")));
     let floods: Vec<(&str, Vec<u8>)> = vec![
         (
@@ -296,18 +298,18 @@ fn floods_end_the_connection() {
 
 #[test]
 fn slow_frames_end_the_connection() {
-    let bench = Bench::new();
+    let bench = Bench::start();
     let block = block(&plain("GET", "/"));
     for (name, bytes) in [
         ("an open header block", frame(HEADERS, END_STREAM, 1, &block[..10])),
         ("half a frame", frame(HEADERS, END_STREAM | END_HEADERS, 1, &block)[..20].to_vec()),
     ] {
         let mut frames = Frames::to(bench.hop.at("tight"));
-        let begun = std::time::Instant::now();
+        let begun = now();
         frames.send(&bytes);
         let fate = frames.fate(1);
         assert!(matches!(fate, Fate::Closed | Fate::Gone(_)), "{name}: {fate:?}");
-        assert!(begun.elapsed() < std::time::Duration::from_secs(4), "{name}: {:?}", begun.elapsed());
+        assert!(now().since(begun) < std::time::Duration::from_secs(4), "{name}: {:?}", now().since(begun));
     }
     assert_eq!(bench.up.seen(), 0);
 }

@@ -8,7 +8,7 @@ use crate::{Bench, reason};
 
 #[test]
 fn large_is_refused() {
-    let bench = Bench::new();
+    let bench = Bench::start();
     let field = |n: usize| format!("x-a: {}\r\n", "a".repeat(n));
     let many = |n: usize| (0..n).map(|i| format!("x-{i}: a\r\n")).collect::<String>();
     let path = |n: usize| format!("/{}", "a".repeat(n - 1));
@@ -57,7 +57,7 @@ fn large_is_refused() {
 
 #[test]
 fn what_just_fits_passes() {
-    let bench = Bench::new();
+    let bench = Bench::start();
     let post = |fields: &str, body: &str| {
         format!("POST / HTTP/1.1\r\nhost: a.example\r\nconnection: close\r\n{fields}\r\n{body}")
     };
@@ -77,7 +77,7 @@ fn what_just_fits_passes() {
 
 #[test]
 fn slow_is_refused() {
-    let bench = Bench::new();
+    let bench = Bench::start();
     for (name, bytes, why) in [
         ("half a request line", &b"GET / HT"[..], "head-timeout"),
         ("half a head", b"GET / HTTP/1.1\r\nhost: a.example\r\n", "head-timeout"),
@@ -104,7 +104,7 @@ fn slow_is_refused() {
 /// A byte now and then does not extend the time a head has.
 #[test]
 fn a_trickle_is_slow() {
-    let bench = Bench::new();
+    let bench = Bench::start();
     let stream = std::net::TcpStream::connect(bench.hop.at("tight")).unwrap();
     stream.set_read_timeout(Some(Duration::from_millis(40))).unwrap();
     let mut client = Client::over(stream);
@@ -122,7 +122,7 @@ fn a_trickle_is_slow() {
 
 #[test]
 fn large_is_refused_over_http2() {
-    let bench = Bench::new();
+    let bench = Bench::start();
     let long = format!("/{}", "a".repeat(256));
     let mut target = plain("GET", "/");
     target[3].1 = long.as_bytes();

@@ -23,14 +23,14 @@ fn one_of_three_endpoints_dies_and_comes_back() {
         for load in &loads {
             load.wait_for(50);
         }
-        for endpoint in &app {
-            endpoint.kill();
+        for dying in &app {
+            dying.kill();
             for load in &loads {
                 load.wait_for(60);
             }
-            let seen = endpoint.requests();
-            endpoint.revive();
-            until("the endpoint is used again", || endpoint.requests() > seen + 5);
+            let seen = dying.requests();
+            dying.revive();
+            until("the endpoint is used again", || dying.requests() > seen + 5);
         }
         for load in loads {
             load.stop().assert_clean(policy, 200);

@@ -2,7 +2,9 @@
 
 use std::io::Write as _;
 use std::net::TcpStream;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::common::backend::{Backend, Mood};
 use super::common::load::{Load, Plan};

@@ -17,6 +17,12 @@ use crate::edge::accept::{Accepted, Alpn};
 use crate::edge::accept_io::Io;
 use crate::edge::tls_testing::{Authority, connect, leaf};
 
+/// A listener that this machine's balancers connect to.
+fn behind_balancer() -> Listener {
+    let trusted = Arc::from(["127.0.0.1/32".parse().unwrap()]);
+    Listener { proxy_protocol: ProxyProtocol::Required, trusted, ..listener("in") }
+}
+
 fn listener(name: &str) -> Listener {
     Listener {
         name: name.into(),
@@ -416,7 +422,7 @@ async fn first_bytes(accepted: &mut Accepted, n: usize) -> Vec<u8> {
 async fn proxy_headers_name_the_client_and_leave_the_rest() {
     for header in [V1.to_vec(), v2()] {
         let mut rig = Rig::new(1);
-        rig.apply([Listener { proxy_protocol: ProxyProtocol::Required, ..listener("in") }]).unwrap();
+        rig.apply([behind_balancer()]).unwrap();
         let mut client = rig.dial("in").await;
         client.set_nodelay(true).unwrap();
         for part in header.chunks(5) {
@@ -434,13 +440,25 @@ async fn proxy_headers_name_the_client_and_leave_the_rest() {
 #[tokio::test]
 async fn a_required_proxy_header_is_required_and_must_be_right() {
     let rig = Rig::new(1);
-    rig.apply([Listener { proxy_protocol: ProxyProtocol::Required, ..listener("in") }]).unwrap();
+    rig.apply([behind_balancer()]).unwrap();
     for bytes in [&b"GET / HTTP/1.1\r\n\r\n"[..], b"PROXY TCP4 nonsense\r\n"] {
         let mut client = rig.dial("in").await;
         client.write_all(bytes).await.unwrap();
         assert!(closed(client).await);
     }
     assert_eq!(rig.count("in", "proxy-failed"), 2);
+}
+
+#[tokio::test]
+async fn a_required_proxy_header_is_taken_from_trusted_peers_only() {
+    let mut rig = Rig::new(1);
+    let trusted = Arc::from(["192.0.2.0/24".parse().unwrap()]);
+    rig.apply([Listener { trusted, ..behind_balancer() }]).unwrap();
+    let mut stranger = rig.dial("in").await;
+    stranger.write_all(V1).await.unwrap();
+    assert!(closed(stranger).await);
+    assert_eq!(rig.count("in", "proxy-failed"), 1);
+    assert!(rig.accepted.try_recv().is_err());
 }
 
 #[tokio::test]
@@ -469,8 +487,7 @@ async fn an_optional_proxy_header_is_believed_from_trusted_peers_only() {
 async fn a_silent_peer_is_cut_off_by_one_deadline() {
     let authority = Authority::new();
     let mut rig = Rig::new(1);
-    let mut plan = listener("in");
-    plan.proxy_protocol = ProxyProtocol::Required;
+    let mut plan = behind_balancer();
     plan.tls = Some(tls(vec![authority.issue("a", &["a.test"])]));
     plan.limits.tls_timeout = Duration::from_millis(60);
     rig.apply([plan]).unwrap();
@@ -489,7 +506,7 @@ async fn a_silent_peer_is_cut_off_by_one_deadline() {
 async fn tls_behind_a_proxy_header() {
     let authority = Authority::new();
     let mut rig = Rig::new(1);
-    let mut plan = Listener { proxy_protocol: ProxyProtocol::Required, ..listener("in") };
+    let mut plan = behind_balancer();
     plan.tls = Some(tls(vec![authority.issue("a", &["a.test"])]));
     rig.apply([plan]).unwrap();
     let mut tcp = rig.dial("in").await;

@@ -87,9 +87,8 @@ mod tests {
 
     #[test]
     fn a_sound_id_of_a_friend_is_kept() {
-        let mut headers = with("abc-1~!");
-        assert_eq!(settle(&mut headers, true, || 7), "abc-1~!");
-        assert_eq!(headers[X_REQUEST_ID], "abc-1~!");
+        let headers = with("abc-1~!");
+        assert_eq!(settle(&headers, true, || 7), "abc-1~!");
     }
 
     #[test]
@@ -98,15 +97,12 @@ mod tests {
         for (id, keep) in [("abc", false), ("", true), ("a b", true), ("a\u{e9}", true), (long, true)] {
             let mut headers = HeaderMap::new();
             headers.insert(X_REQUEST_ID, HeaderValue::from_bytes(id.as_bytes()).unwrap());
-            let made = settle(&mut headers, keep, || 0x0123_4567_89ab_cdef);
+            let made = settle(&headers, keep, || 0x0123_4567_89ab_cdef);
             assert_eq!(made, "0123456789abcdef0123456789abcdef", "{id}");
-            assert_eq!(headers[X_REQUEST_ID], made);
         }
         let mut twice = with("a");
         twice.append(X_REQUEST_ID, HeaderValue::from_static("b"));
-        settle(&mut twice, true, || 1);
-        assert_eq!(twice.get_all(X_REQUEST_ID).iter().count(), 1);
-        assert_ne!(twice[X_REQUEST_ID], "a");
+        assert_eq!(settle(&twice, true, || 1), "00000000000000010000000000000001");
     }
 
     #[test]

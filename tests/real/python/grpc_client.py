@@ -42,7 +42,8 @@ assert dict(call.trailing_metadata())["x-trailing-bin"] == raw
 print("metadata")
 
 left = float(channel.unary_unary("/test.Echo/Remaining")(b"", timeout=7))
-assert 0 < left <= 7, left
+# gRPC rounds a deadline up when it writes it.
+assert 5 < left < 7.1, left
 print("deadline is passed on")
 
 begin = time.monotonic()
