@@ -161,6 +161,7 @@ fn write(text: &mut String, view: &Snapshot, found: &Hypothetical) {
         (Some(verdict), _) => line(format!("answer {verdict}")),
         (None, Action::Redirect(r)) => line(format!("redirect {}", r.status)),
         (None, Action::Respond(c)) => line(format!("respond {}", c.status)),
+        (None, Action::Pass(_)) => line(format!("asks for {}, the host itself", found.target)),
         (None, Action::Nothing) => line("no route: 404".to_owned()),
         (None, Action::Forward(split)) => {
             line(format!("asks for {}", found.target));

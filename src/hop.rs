@@ -367,9 +367,8 @@ impl Shared {
                 tokio::time::sleep(SWEEP).await;
                 let Some(cell) = cell.upgrade() else { return };
                 cell.sweep();
-                for target in &cell.load().targets {
-                    target.upstream.sweep(now());
-                }
+                let snapshot = cell.load();
+                snapshot.upstreams().for_each(|upstream| upstream.sweep(now()));
             }
         });
     }

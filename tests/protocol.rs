@@ -11,6 +11,8 @@ mod endpoints;
 mod grpc;
 #[path = "protocol/http1.rs"]
 mod http1;
+#[path = "protocol/passthrough.rs"]
+mod passthrough;
 #[path = "protocol/tls.rs"]
 mod tls;
 #[path = "protocol/transports.rs"]

@@ -21,10 +21,10 @@ use super::request::Wants;
 use super::{deadline, ledger};
 use crate::observe::metrics::Outcome as Counted;
 use crate::runtime::wheel;
+use crate::snapshot::Fallback;
 use crate::snapshot::cell::View;
 use crate::snapshot::service::Service;
-use crate::snapshot::{Fallback, Target};
-use crate::upstream::{Head, Io, Reply};
+use crate::upstream::{Head, Io, Reply, Upstream};
 
 /// A place at every gate of a service, and at an endpoint. Released when dropped: at the end of the response body.
 pub struct Admission {
@@ -194,7 +194,7 @@ async fn tries(ex: &mut Exchange, wants: &Wants<'_>, position: usize) -> Result<
 
         let until = retry.per_try_timeout().map_or(ex.cx.deadline, |limit| ex.cx.deadline.min(begun + limit));
         let span = if ex.cx.trace.sampled { super::seed() | 1 } else { ex.cx.trace.span };
-        let sent = send(ex, wants, target, &endpoint, until, span).await;
+        let sent = send(ex, wants, &target.upstream, &endpoint, until, span).await;
         let ended = now();
         let sent = sent.unwrap_or_else(|_elapsed| {
             let reason = if until == ex.cx.deadline { Reason::Deadline } else { Reason::TryTimeout };
@@ -322,10 +322,10 @@ fn pick(
     Err(Fault::never_ran(reason).by("loadBalancer"))
 }
 
-async fn send(
+pub(super) async fn send(
     ex: &mut Exchange,
     wants: &Wants<'_>,
-    target: &Target,
+    upstream: &Upstream,
     endpoint: &Arc<Endpoint>,
     until: Moment,
     span: u64,
@@ -349,7 +349,7 @@ async fn send(
         grpc: wants.grpc,
     };
     // Pinned here: a future that is an argument would be stored twice.
-    let sending = pin!(target.upstream.send(endpoint, &head, &mut cx.body, wants.informational));
+    let sending = pin!(upstream.send(endpoint, &head, &mut cx.body, wants.informational));
     wheel::timeout(until, sending).await
 }
 

@@ -7,6 +7,7 @@ pub mod exchange;
 pub mod head;
 pub mod headers;
 pub mod ledger;
+mod passthrough;
 pub mod replay;
 pub mod request;
 pub mod session;

@@ -19,7 +19,7 @@ use super::exchange::{Exchange, Outgoing, Tally, Told, Unanswered};
 use super::head::{Admitted, admit};
 use super::headers::forwarded::Stamp;
 use super::headers::{legal, request_id, trace, via};
-use super::{deadline, ledger, upgrade};
+use super::{deadline, ledger, passthrough, upgrade};
 use crate::config::plan::Capture;
 use crate::edge::body::Inbound;
 use crate::edge::serve::Link;
@@ -30,6 +30,7 @@ use crate::route::{Candidate, Probe, rewrite};
 use crate::runtime::Drain;
 use crate::snapshot::cell::{Cell, View};
 use crate::snapshot::{Action, Listener, Route};
+use crate::upstream::passthrough::Passthrough;
 
 /// What `Via` calls us (RFC 9110 section 7.6.3): no two processes share it, or a chain of them would look like a loop.
 static PSEUDONYM: LazyLock<String> = LazyLock::new(|| format!("onehop-{:08x}", request_id::draw() >> 32));
@@ -154,7 +155,8 @@ fn begin(view: &Arc<View>, listener: &Listener, caller: &Caller, admitted: Admit
         headers: &headers,
     };
     let found = preflight(view, listener, &probe)
-        .or_else(|| listener.table.lookup(&probe).map(|hit| (*hit.value, hit.covered)));
+        .or_else(|| listener.table.lookup(&probe).map(|hit| (*hit.value, hit.covered)))
+        .or_else(|| Some((listener.stranger.filter(|_| !listener.table.knows(probe.host))?, 0)));
     let route = found.map_or(&view.unrouted, |(i, _)| &view.routes[i as usize]);
     let left = left.filter(|_| near || route.inherit_deadline || grpc);
     let asked = target.clone();
@@ -338,8 +340,9 @@ async fn act(rq: &mut Request, route: &Route) -> Result<Answer, Fault> {
     match &route.action {
         Action::Forward(split) => {
             let target = split.choose(super::seed()).ok_or_else(|| Fault::new(Reason::NoWeight).by("routes"))?;
-            call(rq, target).await
+            call(rq, Callee::Service(target)).await
         }
+        Action::Pass(way) => call(rq, Callee::Host(way)).await,
         Action::Redirect(redirect) => {
             let cx = &rq.ex.cx;
             let asked =
@@ -371,7 +374,15 @@ fn no_route(ex: &Exchange) -> Fault {
     Fault::new(if unknown { Reason::UnknownHost } else { Reason::NoRoute }).by("routes")
 }
 
-async fn call(rq: &mut Request, target: usize) -> Result<Answer, Fault> {
+/// Whom a request goes on to.
+enum Callee<'a> {
+    /// A position in the snapshot's targets.
+    Service(usize),
+    /// The host it names.
+    Host(&'a Passthrough),
+}
+
+async fn call(rq: &mut Request, callee: Callee<'_>) -> Result<Answer, Fault> {
     let Request { ex, upgrade: wanted, link, on_upgrade, .. } = rq;
     if let Some(protocol) = wanted
         && !ex.cx.route.upgrades.iter().any(|u| u.as_bytes() == protocol.as_bytes())
@@ -392,7 +403,11 @@ async fn call(rq: &mut Request, target: usize) -> Result<Answer, Fault> {
         grpc: rq.grpc,
         informational: relay.as_ref().map(|f| f as &(dyn Fn(StatusCode, HeaderMap) + Send + Sync)),
     };
-    let got = attempt::forward(ex, &wants, target).await?;
+    let got = match callee {
+        Callee::Service(target) => attempt::forward(ex, &wants, target).await?,
+        // Boxed: the rare way must not make every request's future larger.
+        Callee::Host(way) => Box::pin(passthrough::forward(ex, &wants, way)).await?,
+    };
     let Got { status, headers, body, upgraded, made } = got;
     let origin = if made { Origin::Filter } else { Origin::Upstream };
     let mut rs = ResponseCx { status, headers, body, origin };

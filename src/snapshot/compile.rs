@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use onehop_filters::contract::entry::CheckTls;
 use onehop_filters::contract::metrics::Registry;
@@ -22,6 +23,7 @@ use crate::observe::access_log::AccessLog;
 use crate::observe::metrics::{EngineMetrics, RouteMetrics, ServiceMetrics};
 use crate::observe::spans::Tracer;
 use crate::route::{RouteSpec, Table};
+use crate::upstream::passthrough::Passthrough;
 use crate::upstream::{self, Upstream, tls::ClientTls};
 
 /// What compiling needs beside the plan.
@@ -46,8 +48,9 @@ pub fn compile(compiler: &mut Compiler<'_, '_>, plan: &Plan, generation: u64) ->
     let mut errors = Vec::new();
     let directory = directory(compiler, plan, &mut errors);
     let targets = targets(compiler, plan, &directory, &mut errors);
-    let routes = routes(compiler, plan, &directory, &mut errors);
-    let listeners = listeners(plan, &mut errors);
+    let mut routes = routes(compiler, plan, &directory, &mut errors);
+    let mut listeners = listeners(plan, &mut errors);
+    pass_through(compiler, plan, &directory, &mut routes, &mut listeners);
     let logs = telemetry(compiler, plan).map_err(|e| errors.push(e)).ok();
     let (Some((access_log, tracer)), true) = (logs, errors.is_empty()) else { return Err(errors) };
     Ok(Snapshot {
@@ -314,11 +317,39 @@ fn listeners(plan: &Plan, errors: &mut Vec<ConfigError>) -> Vec<Listener> {
             .zip(0u32..)
             .filter(|(r, _)| r.listeners.as_ref().is_none_or(|names| names.iter().any(|n| n == name)));
         match Table::build(mine.map(|(route, i)| (RouteSpec::from(route), i))) {
-            Ok(table) => listeners.push(Listener { plan: listener.clone(), table }),
+            Ok(table) => listeners.push(Listener { plan: listener.clone(), table, stranger: None }),
             Err(e) => errors.push(ConfigError::at(listener.span, e.to_string())),
         }
     }
     listeners
+}
+
+/// Adds the route of hosts that no route names, for the listeners that let them through.
+fn pass_through(
+    compiler: &mut Compiler<'_, '_>,
+    plan: &Plan,
+    directory: &Directory,
+    routes: &mut Vec<Route>,
+    listeners: &mut [Listener],
+) {
+    // The defaults of routes.
+    const REQUEST: Duration = Duration::from_secs(15);
+    const IDLE: Duration = Duration::from_secs(300);
+    let open: Vec<_> = listeners.iter_mut().filter(|l| l.plan.passthrough).collect();
+    let (Ok(position), false) = (u32::try_from(routes.len()), open.is_empty()) else { return };
+    let mut build = compiler.build(plan, directory, "passthrough".to_owned(), Span::default());
+    let way = build.keep("upstream", "", Passthrough::default);
+    routes.push(Route {
+        info: Arc::new(RouteInfo { name: "passthrough".into(), upgrades: Vec::new() }),
+        request_timeout: Some(REQUEST),
+        idle_timeout: Some(IDLE),
+        action: Action::Pass(way),
+        metrics: RouteMetrics::new(compiler.metrics, &"passthrough".into()),
+        ..unrouted(compiler.metrics)
+    });
+    for listener in open {
+        listener.stranger = Some(position);
+    }
 }
 
 fn unrouted(metrics: &Arc<Registry>) -> Route {

@@ -19,6 +19,7 @@ use crate::observe::metrics::{EngineMetrics, RouteMetrics, ServiceMetrics};
 use crate::observe::spans::Tracer;
 use crate::route::Table;
 use crate::upstream::Upstream;
+use crate::upstream::passthrough::Passthrough;
 use service::Service;
 
 /// See the module.
@@ -57,6 +58,8 @@ pub struct Listener {
     pub plan: Arc<plan::Listener>,
     /// Its routes, as positions in [`Snapshot::routes`].
     pub table: Table<u32>,
+    /// The route of requests to hosts that the table does not know, if they are passed through.
+    pub stranger: Option<u32>,
 }
 
 /// A route, ready to run.
@@ -101,6 +104,8 @@ pub enum Action {
     Redirect(plan::Redirect),
     /// Answers by itself.
     Respond(Arc<plan::Canned>),
+    /// Calls the host that the request names.
+    Pass(Arc<Passthrough>),
     /// Refuses: no route matched.
     Nothing,
 }
@@ -172,6 +177,15 @@ impl Snapshot {
     #[must_use]
     pub fn listener(&self, name: &str) -> Option<&Listener> {
         self.listeners.iter().find(|l| &*l.plan.name == name)
+    }
+
+    /// Every way out.
+    pub fn upstreams(&self) -> impl Iterator<Item = &Upstream> {
+        let strangers = self.routes.iter().filter_map(|route| match &route.action {
+            Action::Pass(way) => Some(way.upstream()),
+            _ => None,
+        });
+        self.targets.iter().map(|target| &*target.upstream).chain(strangers)
     }
 
     /// Every service's endpoints, for `/endpoints`.

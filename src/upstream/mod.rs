@@ -5,6 +5,7 @@
 pub mod dial;
 pub mod h1;
 mod h2;
+pub mod passthrough;
 mod pool;
 pub mod tls;
 

@@ -140,6 +140,21 @@ fn unary_calls_have_trailers() {
 }
 
 #[test]
+fn a_host_that_no_route_names_is_called_over_http2() {
+    let stranger = server();
+    let hop = Onehop::start(
+        "version: 1\nadmin: { bind: \"127.0.0.1:0\" }\nroutes: []\n\
+         listeners: { out: { bind: \"127.0.0.1:0\", unknownHosts: passthrough } }\n",
+    );
+    runtime().block_on(async {
+        let request = Request::post(format!("http://{stranger}/Unary")).header("content-type", "application/grpc");
+        let (head, body, trailers) = unary(hop.at("out"), request.header("te", "trailers")).await;
+        assert_eq!((head.status.as_u16(), &body[..]), (200, &b"\0\0\0\0\x02hi"[..]));
+        assert_eq!(status(&trailers.expect("trailers")), "0");
+    });
+}
+
+#[test]
 fn messages_pass_one_by_one_both_ways() {
     let hop = hop(server());
     runtime().block_on(async {

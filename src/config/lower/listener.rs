@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use onehop_filters::contract::section::Value;
 use onehop_filters::contract::{Node, Span, Spot};
 
-use super::super::plan::{Capture, Limits, Listener, ListenerTls, Paths, ProxyProtocol};
+use super::super::plan::{Bind, Capture, Limits, Listener, ListenerTls, Paths, ProxyProtocol};
 use super::super::raw;
 use super::Lower;
 
@@ -23,6 +23,7 @@ impl Lower<'_> {
             Some(tls) => Some(self.listener_tls(tls, node.get("tls").unwrap_or(node))?),
             None => None,
         };
+        let bind = self.bind(&raw.bind);
         let trusted: Vec<IpNet> = raw.trusted_proxies.iter().filter_map(|text| self.network(text)).collect();
         if raw.proxy_protocol != raw::ProxyProtocol::None && raw.trusted_proxies.is_empty() {
             let at = node.get("proxyProtocol").map_or(span, |n| n.span);
@@ -38,13 +39,20 @@ impl Lower<'_> {
         }
         if raw.unknown_hosts == Some(raw::UnknownHosts::Passthrough) {
             let at = node.get("unknownHosts").map_or(span, |n| n.span);
-            let message = "`passthrough` (calls to hosts that no route names) is not available in this version";
-            self.error(at, message, "write `unknownHosts: deny`, and a route for each host");
+            // Whoever reaches such a listener reaches whatever this host does.
+            if matches!(&bind, Some(Bind::Tcp(address)) if !address.ip().is_loopback()) {
+                let message = "a listener that passes unknown hosts through is open to every host that reaches it";
+                self.error(at, message, "bind it to 127.0.0.1, or write `unknownHosts: deny`");
+            }
+            if raw.exposure == Some(raw::Exposure::Edge) {
+                let message = "an edge listener cannot pass unknown hosts through";
+                self.error(at, message, "write `exposure: mesh`, or `unknownHosts: deny`");
+            }
         }
         Some(Arc::new(Listener {
             name: Arc::from(name),
             span,
-            bind: self.bind(&raw.bind)?,
+            bind: bind?,
             h1: raw.protocols.contains(&raw::Http::H1),
             h2: raw.protocols.contains(&raw::Http::H2),
             tls,
