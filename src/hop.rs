@@ -409,13 +409,14 @@ pub fn check(plan: &Plan, entries: &'static [Entry]) -> Result<(), Report> {
     Ok(())
 }
 
-/// `onehop run`.
+/// `onehop run`. `settled` is called once everything is up and what only start-up needed can go.
 #[must_use]
-pub fn run(sources: Vec<Source>) -> std::process::ExitCode {
+pub fn run(sources: Vec<Source>, settled: impl FnOnce()) -> std::process::ExitCode {
     use std::process::ExitCode;
     let log = Log::install("info").ok();
     match Hop::start_with(sources, onehop_filters::BUILTIN, log) {
         Ok(hop) => {
+            settled();
             // In-flight work that was cut at the end of the grace is in the log; leaving on a signal is no failure.
             hop.serve_until_signal();
             ExitCode::SUCCESS

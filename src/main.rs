@@ -1,7 +1,8 @@
 //! The `onehop` command.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod cli;
+mod trim;
 
 use std::process::ExitCode;
 

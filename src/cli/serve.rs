@@ -15,7 +15,7 @@ pub fn compile(plan: &Plan) -> Result<(), Report> {
 
 /// Serves until a signal ends it.
 pub fn run(sources: Vec<Source>) -> ExitCode {
-    hop::run(sources)
+    hop::run(sources, crate::trim::trim)
 }
 
 /// The tour.
