@@ -20,6 +20,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("hop", &["admin", "config", "edge", "observe", "proxy", "runtime", "snapshot"]),
     ("explain", &["config", "observe", "proxy", "snapshot"]),
     ("demo", &["config", "hop"]),
+    ("trim", &[]),
 ];
 
 /// Rooms that choose what is built in; every other is handed its entries.
