@@ -11,14 +11,19 @@ use std::ffi::c_void;
 /// Drops this program's code from its resident memory and returns the allocator's free pages. What is still in use comes
 /// back from the page cache with its next use.
 pub fn trim() {
-    // SAFETY: takes no pointer; any thread may call it at any time.
-    unsafe { libmimalloc_sys::mi_collect(true) };
+    purge();
     let (Ok(maps), Ok(exe)) = (std::fs::read_to_string("/proc/self/maps"), std::env::current_exe()) else { return };
     for (start, length) in maps.lines().filter_map(|line| code(line, exe.to_str()?)) {
         // SAFETY: the range is one whole mapping of this program's own file, executable and never writable, so each of its
         // pages is the file's: dropped ones are mapped anew from the file when they are next touched. Nothing is unmapped.
         let _ = unsafe { rustix::mm::madvise(start as *mut c_void, length, rustix::mm::Advice::LinuxDontNeed) };
     }
+}
+
+/// Returns the free pages of the calling thread's heap to the system.
+pub fn purge() {
+    // SAFETY: takes no pointer; any thread may call it at any time.
+    unsafe { libmimalloc_sys::mi_collect(true) };
 }
 
 /// Start and length of a line of `/proc/self/maps` if it maps the code of `exe`: `start-end r-xp offset dev inode path`.

@@ -15,6 +15,7 @@ pub fn compile(plan: &Plan) -> Result<(), Report> {
 
 /// Serves until a signal ends it.
 pub fn run(sources: Vec<Source>) -> ExitCode {
+    onehop::runtime::purge::with(crate::trim::purge);
     hop::run(sources, crate::trim::trim)
 }
 

@@ -19,6 +19,7 @@ use super::conn::{Exchange, Framing, Setup, Watch, Wire, after, answer, last_wor
 use super::drain_signal::Phase;
 use super::gate::{self, Fill, Gate};
 use super::serve::{Link, Serve, Settings};
+use crate::runtime::purge;
 
 /// hyper's buffer each way, unless heads may be larger.
 const BUFFER: usize = 32 * 1024;
@@ -44,6 +45,7 @@ pub async fn run<S: Serve>(mut gate: Box<Gate>, setup: &Setup<S>, watch: &mut Wa
         match end {
             End::Idle(parked, since) => {
                 setup.link.wire.parked.fetch_add(1, Relaxed);
+                purge::parked();
                 (gate, idle_since) = (parked, since);
             }
             End::Refused(gate) => return Box::pin(refuse(gate, setup)).await,

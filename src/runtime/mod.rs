@@ -9,6 +9,7 @@
 //! keeps the threading model a choice made here and nowhere else.
 
 pub mod drain;
+pub mod purge;
 pub mod signals;
 pub mod wheel;
 pub mod workers;
