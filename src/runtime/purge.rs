@@ -47,7 +47,7 @@ mod tests {
 
     static PURGES: AtomicU32 = AtomicU32::new(0);
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_burst_is_followed_by_one_purge() {
         with(|| drop(PURGES.fetch_add(1, Relaxed)));
         for _ in 0..3 * MANY {
