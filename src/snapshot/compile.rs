@@ -66,7 +66,6 @@ pub fn compile(compiler: &mut Compiler<'_, '_>, plan: &Plan, generation: u64) ->
         telemetry: plan.telemetry.clone(),
         lifecycle: plan.lifecycle.clone(),
         directory,
-        source: plan.source.clone(),
     })
 }
 

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use onehop_filters::contract::{Directory, Filter, Node, RouteInfo};
+use onehop_filters::contract::{Directory, Filter, RouteInfo};
 
 use crate::config::plan;
 use crate::observe::access_log::AccessLog;
@@ -48,8 +48,6 @@ pub struct Snapshot {
     pub lifecycle: plan::Lifecycle,
     /// Names that filters refer to.
     pub directory: Directory,
-    /// The config as read, for `/config`.
-    pub source: Node,
 }
 
 /// A listener as requests see it.
