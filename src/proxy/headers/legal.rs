@@ -1,10 +1,8 @@
-//! Makes a head legal for the connection it goes out on: one function each way, because a server library believes what
-//! it is given. Framing fields are never copied from one side to the other; the body's own size speaks.
+//! Makes a response legal for the connection it goes out on, because a server library believes what it is given. Framing
+//! fields are never copied from one side to the other; the body's own size speaks. The way to endpoints has its own
+//! encoder, [`crate::upstream::h1`], which writes no field it was not asked for.
 
-use http::header::{
-    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, TE, TRAILER, TRANSFER_ENCODING,
-    UPGRADE,
-};
+use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, TRAILER, UPGRADE};
 use http::{Method, StatusCode, Version, response};
 use http_body::SizeHint;
 use onehop_filters::contract::{Fault, Reason};
@@ -137,47 +135,6 @@ fn sole_length(headers: &HeaderMap) -> Option<u64> {
     let (only, None) = (lines.next()?, lines.next()) else { return None };
     let digits = only.to_str().ok()?;
     if digits.bytes().all(|b| b.is_ascii_digit()) { digits.parse().ok() } else { None }
-}
-
-/// How a request's body is delimited on an HTTP/1.1 connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Framing {
-    /// Neither length nor chunks.
-    None,
-    /// `content-length`.
-    Length(u64),
-    /// `transfer-encoding: chunked`.
-    Chunked,
-}
-
-/// Makes an admitted request's fields legal for an upstream connection, and says how its body is to be framed. Call it
-/// with what is known of the body after the filters. `h2`: the connection to the endpoint is HTTP/2.
-pub fn request(
-    headers: &mut HeaderMap,
-    method: &Method,
-    size: &SizeHint,
-    ended: bool,
-    te_trailers: bool,
-    h2: bool,
-) -> Framing {
-    // Filters may have written them; they would fight with the encoder's own.
-    headers.remove(CONTENT_LENGTH);
-    headers.remove(TRANSFER_ENCODING);
-    if te_trailers {
-        headers.insert(TE, HeaderValue::from_static("trailers"));
-        if !h2 {
-            // RFC 9110 section 10.1.4: TE is hop-by-hop, so it must be named.
-            headers.insert(CONNECTION, HeaderValue::from_static("te"));
-        }
-    }
-    match size.exact() {
-        // RFC 9110 section 8.6: a length of zero, where the method promises content.
-        Some(0) if matches!(*method, Method::POST | Method::PUT | Method::PATCH) => Framing::Length(0),
-        Some(0) => Framing::None,
-        Some(length) => Framing::Length(length),
-        None if ended => Framing::None,
-        None => Framing::Chunked,
-    }
 }
 
 /// Removes the trailer fields that must not pass: framing, routing, request modifiers, authentication, and what only the
@@ -339,27 +296,6 @@ mod tests {
         ] {
             assert!(!run(200, fields, size, to).unwrap().0.headers.contains_key("trailer"));
         }
-    }
-
-    #[test]
-    fn the_body_says_how_a_request_is_framed() {
-        let exact = SizeHint::with_exact;
-        for (method, size, ended, expected) in [
-            (Method::GET, exact(0), true, Framing::None),
-            (Method::POST, exact(0), true, Framing::Length(0)),
-            (Method::GET, exact(5), false, Framing::Length(5)),
-            (Method::GET, SizeHint::default(), false, Framing::Chunked),
-            (Method::POST, SizeHint::default(), true, Framing::None),
-        ] {
-            let mut headers = HeaderMap::from_iter([(CONTENT_LENGTH, HeaderValue::from_static("99"))]);
-            assert_eq!(request(&mut headers, &method, &size, ended, false, false), expected);
-            assert!(headers.is_empty());
-        }
-        let mut headers = HeaderMap::new();
-        request(&mut headers, &Method::POST, &SizeHint::default(), false, true, true);
-        assert_eq!((headers.len(), &headers[TE]), (1, &HeaderValue::from_static("trailers")));
-        request(&mut headers, &Method::POST, &SizeHint::default(), false, true, false);
-        assert_eq!(headers[CONNECTION], "te");
     }
 
     #[test]
