@@ -12,13 +12,23 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderValue, Method, Version};
 use parking_lot::Mutex;
 
+use crate::contract::call::Answering;
 use crate::contract::entry::{Build, Directory, Keeper};
 use crate::contract::metrics::Registry;
 use crate::contract::principal::User;
 use crate::contract::request::{Conn, RequestCx, RouteInfo, Trace};
 use crate::contract::section::{Key, Node, Span, Value};
 use crate::contract::trail::Trail;
-use crate::contract::{Body, Moment, Step, Verdict, now};
+use crate::contract::{Body, Call, Fault, Moment, Reason, Scratch, ServiceId, Services, Step, Verdict, now};
+
+/// No service can be called.
+struct Nobody;
+
+impl Services for Nobody {
+    fn call(self: Arc<Self>, _: ServiceId, _: Call) -> Answering {
+        Box::pin(async { Err(Box::new(Fault::new(Reason::NoEndpoint))) })
+    }
+}
 
 pub fn request(method: &str, target: &str) -> RequestCx {
     let peer: SocketAddr = "192.0.2.7:5000".parse().expect("an address");
@@ -52,6 +62,8 @@ pub fn request(method: &str, target: &str) -> RequestCx {
         trace: Trace::default(),
         upstream_host: None,
         reply_headers: Default::default(),
+        scratch: Scratch::default(),
+        services: Arc::new(Nobody),
         trail: Trail::default(),
         dry_run: false,
     }

@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 
+use super::call::ServiceId;
 use super::filter::{Authenticator, Filter};
 use super::mesh::{Balance, Discover, Endpoint, Gate, Retry};
 use super::metrics::Registry;
 use super::principal::{Consumer, Plan};
-use super::section::{ConfigError, Node, Span};
+use super::section::{ConfigError, Node, Span, Spot};
 
 /// A filter, as listed in `BUILTIN` or handed to the engine by an embedding program.
 #[derive(Clone, Copy)]
@@ -61,18 +62,28 @@ pub enum Role {
 pub enum Phase {
     /// Answers preflights before anything costs.
     Cors,
-    /// Cheap per-address guards.
+    /// Changes how an answer is written for this caller, whoever made it: compression, gRPC-Web.
+    Encode,
+    /// Cheap guards before any credential is looked at: addresses, cross-site requests.
     Guard,
     /// Who is it, and may it.
     Auth,
+    /// Asks somebody else whether it may, knowing who it is.
+    Authorize,
     /// Has it got any left.
     Quota,
     /// Is the message well-formed.
     Validate,
     /// Rewrites.
     Transform,
+    /// Was it asked before, under the same key.
+    Idempotency,
     /// Answers from memory.
     Cache,
+    /// Breaks on purpose what lies behind.
+    Fault,
+    /// Speaks the service's protocol for a caller that does not: gRPC-JSON transcoding.
+    Bridge,
 }
 
 /// What an implied filter may look at.
@@ -112,6 +123,8 @@ pub struct Directory {
     pub consumers: BTreeMap<String, Arc<Consumer>>,
     /// `consumers.NAME.apiKeys`: SHA-256 of the key to its owner.
     pub api_keys: BTreeMap<[u8; 32], Arc<Consumer>>,
+    /// `services`.
+    pub services: BTreeMap<String, ServiceId>,
 }
 
 /// What building a filter may use.
@@ -143,6 +156,15 @@ impl Build<'_> {
         let made = Arc::new(make());
         self.keeper.stage(TypeId::of::<T>(), key, shape.to_owned(), made.clone());
         made
+    }
+    /// The service of this name, for [`super::Services::call`].
+    ///
+    /// # Errors
+    /// There is none, with a suggestion.
+    pub fn service(&self, name: &Spot<String>) -> Result<ServiceId, ConfigError> {
+        let all = &self.directory.services;
+        let found = all.get(&name.value).copied();
+        found.ok_or_else(|| ConfigError::unknown(name.span, "service", &name.value, all.keys().map(String::as_str)))
     }
     /// Runs at publish, never if the config is rejected: adjusts a kept object in place, starts a connection, ...
     pub fn at_publish(&mut self, act: impl FnOnce() + Send + 'static) {

@@ -71,6 +71,12 @@ pub trait Authenticator: Send + Sync + 'static {
     fn claims_headers(&self) -> &[http::HeaderName] {
         &[]
     }
+    /// An answer in place of 401 for a caller that nobody knows: the way to a login page. Asked once no identity of the
+    /// route has accepted the request.
+    fn invite(&self, rq: &mut RequestCx) -> Option<http::Response<super::Body>> {
+        let _ = rq;
+        None
+    }
     /// `WWW-Authenticate` challenge, RFC 9110 section 11.6.1; `error` is the RFC 6750 error code if a credential was refused.
     fn challenge(&self, error: Option<&AuthError>) -> String;
 }
@@ -96,6 +102,8 @@ pub enum AuthVerdict {
     Refused(AuthError),
     /// Cannot be judged now (keys not available): 503, never a pass.
     Unavailable(&'static str),
+    /// The authenticator answers by itself, at once: the end of a login, a logout.
+    Reply(Box<http::Response<super::Body>>),
 }
 
 /// Why a credential is bad.

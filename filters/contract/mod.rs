@@ -1,6 +1,8 @@
 //! The filter contract: everything a filter author needs, and nothing of the engine.
 
 pub mod body;
+pub mod call;
+pub mod client;
 pub mod clock;
 pub mod entry;
 pub mod expr;
@@ -12,13 +14,15 @@ pub mod place;
 pub mod principal;
 pub mod request;
 pub mod rewrite;
+pub mod scratch;
 pub mod section;
 pub mod template;
 pub mod trail;
 pub mod units;
 pub mod worker;
 
-pub use body::{Body, BodyError, BoxBody};
+pub use body::{Body, BodyError, BoxBody, Buffered};
+pub use call::{Call, ServiceId, Services};
 pub use clock::{Moment, now};
 pub use entry::{Build, Directory, Entry, Keeper, Phase, Role, RouteView};
 pub use expr::Expr;
@@ -26,5 +30,6 @@ pub use fault::{Fault, Proof, Reason, Side};
 pub use filter::{AuthError, AuthStep, AuthVerdict, Authenticator, Filter, Needs, Step, Verdict};
 pub use place::{Found, Place};
 pub use request::{Conn, Origin, RequestCx, ResponseCx, RouteInfo, Tls, Trace};
+pub use scratch::Scratch;
 pub use section::{ConfigError, Node, Span, Spot};
 pub use template::Template;

@@ -8,8 +8,10 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
 use smallvec::SmallVec;
 
 use super::body::Body;
+use super::call::Services;
 use super::clock::Moment;
 use super::principal::{Consumer, User, Workload};
+use super::scratch::Scratch;
 use super::trail::Trail;
 
 /// What is known of a connection; made once per connection.
@@ -112,6 +114,10 @@ pub struct RequestCx {
     pub upstream_host: Option<HeaderValue>,
     /// Fields for the response.
     pub reply_headers: ReplyHeaders,
+    /// Private notes of filters, from their way in to their way out.
+    pub scratch: Scratch,
+    /// The services of the configuration this request runs under, for filters that ask one.
+    pub services: Arc<dyn Services>,
     /// What was decided so far.
     pub trail: Trail,
     /// A hypothetical request (`explain`): decide, but charge and change nothing.

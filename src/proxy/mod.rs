@@ -1,6 +1,7 @@
 //! The two loops: request scope (`request`) and attempt scope (`attempt`), and what one request owns (`exchange`).
 
 pub mod attempt;
+mod callout;
 pub mod deadline;
 pub mod embed;
 pub mod exchange;

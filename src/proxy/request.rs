@@ -10,7 +10,7 @@ use http_body::Body as _;
 use hyper::upgrade::OnUpgrade;
 use onehop_filters::contract::trail::{Outcome, Trail};
 use onehop_filters::contract::{
-    Body, Conn, Fault, Moment, Origin, Reason, RequestCx, ResponseCx, Step, Trace, Verdict, now,
+    Body, Conn, Fault, Moment, Origin, Reason, RequestCx, ResponseCx, Scratch, Step, Trace, Verdict, now,
 };
 use smallvec::SmallVec;
 
@@ -181,6 +181,8 @@ fn begin(view: &Arc<View>, listener: &Listener, caller: &Caller, admitted: Admit
         trace,
         upstream_host: None,
         reply_headers: SmallVec::new(),
+        scratch: Scratch::default(),
+        services: view.clone(),
         trail: Trail::default(),
         dry_run: false,
     };
@@ -438,7 +440,7 @@ fn finish(
     let mut ex = ex.answered();
     let ResponseCx { status, mut headers, body, origin } = rs;
     for (name, value) in ex.cx.reply_headers.drain(..) {
-        if name == header::VARY {
+        if name == header::VARY || name == header::SET_COOKIE {
             headers.append(name, value)
         } else {
             headers.insert(name, value).is_some()

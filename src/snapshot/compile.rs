@@ -10,7 +10,7 @@ use onehop_filters::contract::entry::CheckTls;
 use onehop_filters::contract::metrics::Registry;
 use onehop_filters::contract::principal::{Consumer, Plan as ConsumerPlan};
 use onehop_filters::contract::{
-    Build, ConfigError, Directory, Entry, Filter, Node, Phase, Role, RouteInfo, RouteView, Span,
+    Build, ConfigError, Directory, Entry, Filter, Node, Phase, Role, RouteInfo, RouteView, ServiceId, Span,
 };
 
 use rustls_pki_types::ServerName;
@@ -87,7 +87,9 @@ impl Compiler<'_, '_> {
 }
 
 fn directory(compiler: &mut Compiler<'_, '_>, plan: &Plan, errors: &mut Vec<ConfigError>) -> Directory {
-    let mut directory = Directory::default();
+    // Services are compiled in the order of their names.
+    let services = plan.services.keys().cloned().zip((0..).map(ServiceId)).collect();
+    let mut directory = Directory { services, ..Directory::default() };
     for (name, p) in &plan.plans {
         let made = ConsumerPlan { name: name.as_str().into(), priority: p.priority, sections: p.sections.clone() };
         directory.plans.insert(name.clone(), Arc::new(made));

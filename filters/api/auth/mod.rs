@@ -7,12 +7,12 @@ mod tests;
 use std::sync::Arc;
 
 use http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
-use http::{HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue, Response};
 
 use crate::contract::filter::{AuthError, AuthStep, AuthVerdict, Authenticator, Filter, Step, Verdict};
 use crate::contract::metrics::Counter;
 use crate::contract::{
-    Build, ConfigError, Directory, Entry, Expr, Fault, Node, Phase, Reason, RequestCx, Role, RouteView, Spot,
+    Body, Build, ConfigError, Directory, Entry, Expr, Fault, Node, Phase, Reason, RequestCx, Role, RouteView, Spot,
 };
 use config::{Config, Many};
 
@@ -174,7 +174,7 @@ impl Filter for Auth {
                 break;
             }
         }
-        Step::Done(self.conclude(rq, &tried))
+        Step::Done(self.conclude(rq, tried))
     }
 }
 
@@ -184,6 +184,7 @@ struct Tried {
     accepted: bool,
     refused: Vec<(usize, AuthError)>,
     unavailable: Option<&'static str>,
+    reply: Option<Box<Response<Body>>>,
 }
 
 impl Tried {
@@ -194,8 +195,9 @@ impl Tried {
             AuthVerdict::Absent => {}
             AuthVerdict::Refused(error) => self.refused.push((at, error)),
             AuthVerdict::Unavailable(why) => self.unavailable = Some(why),
+            AuthVerdict::Reply(reply) => self.reply = Some(reply),
         }
-        self.accepted
+        self.accepted || self.reply.is_some()
     }
 }
 
@@ -210,18 +212,27 @@ impl Auth {
                 break;
             }
         }
-        self.conclude(rq, &tried)
+        self.conclude(rq, tried)
     }
 
-    fn conclude(&self, rq: &RequestCx, tried: &Tried) -> Verdict {
+    fn conclude(&self, rq: &mut RequestCx, mut tried: Tried) -> Verdict {
+        if let Some(reply) = tried.reply.take() {
+            return Verdict::Reply(reply);
+        }
         let counters = self.counters.as_ref().expect("a filter that only scrubs never concludes");
-        let fault = match self.judge(rq, tried) {
+        let fault = match self.judge(rq, &tried) {
             Ok(()) => {
                 counters.allowed.inc();
                 return Verdict::Next;
             }
             Err(fault) => fault,
         };
+        if fault.reason == Reason::Unauthenticated
+            && let Some(invitation) = self.identities.iter().find_map(|identity| identity.invite(rq))
+        {
+            counters.unauthenticated.inc();
+            return Verdict::Reply(Box::new(invitation));
+        }
         match fault.reason {
             Reason::Unauthenticated => counters.unauthenticated.inc(),
             Reason::IdentityUnavailable => counters.unavailable.inc(),

@@ -2,7 +2,6 @@
 
 mod config;
 mod core;
-mod fetch;
 mod keys;
 mod source;
 #[cfg(test)]
@@ -20,9 +19,9 @@ use quick_cache::sync::Cache;
 use serde_json::Value as Json;
 
 use self::core::{MAX_TOKEN, Rules, Token, scopes};
-use self::fetch::Remote;
 use self::keys::{Algorithm, Signature};
 use self::source::{Counters, Source, Store, keep_fresh};
+use crate::contract::client::Remote;
 use crate::contract::filter::{AuthError, AuthStep, AuthVerdict, Authenticator};
 use crate::contract::metrics::Counter;
 use crate::contract::principal::{Consumer, User};

@@ -10,8 +10,8 @@ use arc_swap::ArcSwap;
 use aws_lc_rs::digest::{SHA256, digest};
 use tokio::sync::{Notify, watch};
 
-use super::fetch::Remote;
-use super::keys::{Algorithm, KeySet};
+use super::keys::{Algorithm, KeySet, MAX_SET};
+use crate::contract::client::{Bounds, Remote};
 use crate::contract::metrics::{Counter, Gauge};
 use crate::contract::{Moment, now};
 
@@ -19,6 +19,7 @@ use crate::contract::{Moment, now};
 pub const REFETCH_GAP: Duration = Duration::from_secs(10);
 /// How long a request waits for a fetch.
 pub const PATIENCE: Duration = Duration::from_secs(3);
+const ACCEPT: &str = "application/jwk-set+json, application/json";
 /// How often a file is looked at.
 const POLL: Duration = Duration::from_secs(5);
 /// First pause after a failed fetch; doubles up to [`MAX_PAUSE`] or the refresh interval.
@@ -143,6 +144,7 @@ impl Drop for Store {
 /// Keeps a store fresh until it is gone.
 pub async fn keep_fresh(store: Weak<Store>, source: Source, name: String, counters: Counters) {
     let Some(wanted) = store.upgrade().map(|s| s.wanted.clone()) else { return };
+    let bounds = Bounds { body: MAX_SET, ..Bounds::default() };
     let mut failures = 0u32;
     let mut seen = None;
     loop {
@@ -151,7 +153,7 @@ pub async fn keep_fresh(store: Weak<Store>, source: Source, name: String, counte
             store.begin();
             let result = match &source {
                 Source::Remote { remote, .. } => {
-                    remote.get().await.and_then(|text| store.install(&text)).map(|()| true)
+                    remote.get(ACCEPT, bounds).await.and_then(|text| store.install(&text)).map(|()| true)
                 }
                 Source::File(path) => reread(&store, path, &mut seen).await,
                 Source::Inline => Ok(false),

@@ -16,6 +16,7 @@ use super::core::Token;
 use super::keys::KeySet;
 use super::*;
 use crate::api::fixture::{Estate, request, section};
+use crate::contract::client::Bounds;
 use crate::contract::entry::Directory;
 
 const HEADER: &str = "eyJhbGciOiJFUzI1NiJ9";
@@ -625,7 +626,7 @@ async fn keys_come_over_tls_from_a_server_that_is_trusted() {
     });
     let get = |ca: Option<std::path::PathBuf>| {
         let remote = Remote::new(&url, ca.as_deref(), false).expect("a URL");
-        async move { remote.get().await }
+        async move { remote.get("*/*", Bounds::default()).await }
     };
     assert_eq!(get(Some(ca)).await.as_deref(), Ok(&b"keys"[..]));
     let error = get(None).await.expect_err("nobody vouches for this server");
@@ -635,6 +636,10 @@ async fn keys_come_over_tls_from_a_server_that_is_trusted() {
 #[tokio::test]
 async fn a_document_that_is_too_large_is_refused() {
     let issuer = Issuer::start(Some("x".repeat(keys::MAX_SET + 1))).await;
-    let error = Remote::new(&issuer.url, None, false).expect("a URL").get().await.expect_err("too large");
+    let error = Remote::new(&issuer.url, None, false)
+        .expect("a URL")
+        .get("*/*", Bounds::default())
+        .await
+        .expect_err("too large");
     assert!(error.starts_with("body: "), "{error}");
 }
