@@ -13,6 +13,7 @@ use contract::Entry;
 pub const BUILTIN: &[Entry] = &[
     api::api_key::ENTRY,
     api::auth::ENTRY,
+    api::cache::ENTRY,
     api::cors::ENTRY,
     api::jwt::ENTRY,
     api::quota::ENTRY,

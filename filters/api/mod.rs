@@ -2,6 +2,7 @@
 
 pub mod api_key;
 pub mod auth;
+pub mod cache;
 pub mod cors;
 pub mod jwt;
 pub mod quota;
