@@ -15,6 +15,7 @@ pub const BUILTIN: &[Entry] = &[
     api::auth::ENTRY,
     api::cache::ENTRY,
     api::cors::ENTRY,
+    api::idempotency::ENTRY,
     api::jwt::ENTRY,
     api::quota::ENTRY,
     api::transform::ENTRY,

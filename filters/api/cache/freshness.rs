@@ -26,7 +26,7 @@ pub struct Rules {
 }
 
 /// A request, as far as it decides about kept answers.
-pub struct Asked(Request<()>);
+pub struct Asked(Box<Request<()>>);
 
 impl Asked {
     /// `authenticated`: somebody was identified, and the key does not tell callers apart.
@@ -45,7 +45,7 @@ impl Asked {
             kept.remove(CACHE_CONTROL);
             kept.remove(PRAGMA);
         }
-        Self(request)
+        Self(Box::new(request))
     }
 
     /// `only-if-cached` (RFC 9111 section 5.2.1.7).
@@ -136,7 +136,7 @@ impl Freshness {
 
     /// What it is worth to a request now.
     pub fn worth(&self, asked: &Asked, now: SystemTime) -> Worth {
-        match self.policy.before_request(&asked.0, now) {
+        match self.policy.before_request(&*asked.0, now) {
             BeforeRequest::Fresh(_) => Worth::Fresh(self.policy.time_to_live(now)),
             BeforeRequest::Stale { matches: false, .. } => Worth::Nothing,
             BeforeRequest::Stale { .. } => {

@@ -2,7 +2,6 @@
 
 mod config;
 mod freshness;
-mod keep;
 mod revalidate;
 mod store;
 #[cfg(test)]
@@ -19,9 +18,9 @@ use tokio::sync::watch;
 
 use self::config::Config;
 use self::freshness::{Asked, Freshness, Rules, Worth};
-use self::keep::Kept;
 use self::store::{Entry as Answer, Flight, Join, Store};
 use crate::contract::filter::{Filter, Needs, Step, Verdict};
+use crate::contract::keep::Kept;
 use crate::contract::metrics::{Counter, Gauge};
 use crate::contract::{
     Body, Build, ConfigError, Entry, Expr, Fault, Node, Origin, Phase, Reason, RequestCx, ResponseCx, Role,
@@ -66,7 +65,7 @@ struct Counters {
 /// What a request left for its answer.
 enum Pending {
     /// Keep the answer if it may be.
-    Fetch(Fetch),
+    Fetch(Box<Fetch>),
     /// The method changes things: forget what is kept of the target if it succeeds.
     Forget(String),
     /// Say why nothing was looked up.
@@ -182,7 +181,7 @@ impl Filter for Cache {
 
     fn on_response<'a>(&'a self, rq: &'a mut RequestCx, rs: &'a mut ResponseCx) -> Step<'a> {
         match rq.scratch.take::<Pending>() {
-            Some(Pending::Fetch(fetch)) => self.fetched(rq, rs, fetch),
+            Some(Pending::Fetch(fetch)) => self.fetched(rq, rs, *fetch),
             Some(Pending::Forget(resource)) if rs.origin == Origin::Upstream && !failed(rs.status) => {
                 self.store.purge(|key| of(key) == resource);
                 self.counters.bytes.set(self.store.weight().cast_signed());
@@ -257,7 +256,7 @@ impl Cache {
             None if known => "vary-miss",
             None => "uri-miss",
         };
-        rq.scratch.put(Pending::Fetch(Fetch { key, asked, old, conditions, flight, why }));
+        rq.scratch.put(Pending::Fetch(Box::new(Fetch { key, asked, old, conditions, flight, why })));
         Looked::Settled(Verdict::Next)
     }
 

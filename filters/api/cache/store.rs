@@ -71,7 +71,7 @@ impl Store {
     /// A store of so many bytes for entries of at most `largest`.
     pub fn new(memory: u64, largest: u64) -> Self {
         // A shard must have room for several of the largest entries, or they would never be kept.
-        let shards = usize::try_from(memory / (largest.max(1) * 4)).unwrap_or(1).clamp(1, 16);
+        let shards = usize::try_from(memory / (largest.max(4096) * 4)).unwrap_or(1).clamp(1, 16);
         let options = OptionsBuilder::new()
             .shards(shards)
             .weight_capacity(memory)

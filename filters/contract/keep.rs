@@ -1,4 +1,4 @@
-//! A body on its way to the caller, of which a copy is kept.
+//! A body on its way to the caller, of which a copy is kept: for caches and for answers that are given again.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 use bytes::{Bytes, BytesMut};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
-use crate::contract::{Body, BodyError};
+use super::body::{Body, BodyError};
 
 /// What to do with the whole body, once it is there.
 pub type Keep = Box<dyn FnOnce(Bytes) + Send>;
