@@ -13,7 +13,7 @@ mod tests;
 mod text;
 mod watch;
 
-pub use effective::{effective, effective_json};
+pub use effective::{effective, effective_json, effective_of};
 pub use load::{Source, load, load_with};
 pub use report::{File, Files, Report, json, text};
 pub use schema::schema;

@@ -42,10 +42,11 @@ pub struct Plan {
     pub lifecycle: Lifecycle,
     /// `runtime.workers`; `None` = one per core of the cgroup.
     pub workers: Option<usize>,
-    /// The configuration as written (`${env.NAME}` unresolved), for `/config` and `check --effective`; secrets redacted
-    /// when shown.
-    pub source: Node,
-    /// The files it was read from, to show errors that are found later in their place.
+    /// Where it begins, for errors that no line can be blamed for.
+    pub span: Span,
+    /// Where `admin.bind` stands.
+    pub admin_span: Span,
+    /// The files it was read from, to show errors that are found later in their place, and the whole as it was written.
     pub files: Files,
     /// What is allowed and probably not meant: unused services, shadowed routes, ...
     pub warnings: Vec<ConfigError>,

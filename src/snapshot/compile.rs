@@ -272,7 +272,7 @@ fn action(plan: &Plan, action: &plan::Action) -> Action {
                 to.iter().filter_map(|(name, weight)| Some((position(plan, name)?, *weight))).collect();
             Action::Forward(Split::new(&targets))
         }
-        plan::Action::Redirect(redirect) => Action::Redirect(redirect.clone()),
+        plan::Action::Redirect(redirect) => Action::Redirect(Box::new(redirect.clone())),
         plan::Action::Respond(canned) => Action::Respond(canned.clone()),
     }
 }
@@ -374,12 +374,12 @@ fn telemetry(compiler: &mut Compiler<'_, '_>, plan: &Plan) -> Result<Sinks, Conf
     let metrics = compiler.metrics.clone();
     let control = compiler.control.clone();
     let directory = Directory::default();
-    let mut build = compiler.build(plan, &directory, "telemetry".to_owned(), plan.source.span);
+    let mut build = compiler.build(plan, &directory, "telemetry".to_owned(), plan.span);
     let log = match &plan.telemetry.access_log {
         Some(log) => {
             // Opened here, so that a log that cannot be written is an error of the config; kept by what it is.
             let opened = AccessLog::open(log, &metrics)
-                .map_err(|e| ConfigError::at(plan.source.span, format!("access log {}: {e}", log.path.display())))?;
+                .map_err(|e| ConfigError::at(plan.span, format!("access log {}: {e}", log.path.display())))?;
             Some(build.keep("accessLog", &format!("{log:?}"), || opened))
         }
         None => None,
@@ -387,7 +387,7 @@ fn telemetry(compiler: &mut Compiler<'_, '_>, plan: &Plan) -> Result<Sinks, Conf
     let tracer = match &plan.telemetry.tracing {
         Some(tracing) => {
             let made = Tracer::new(tracing, &metrics, &control)
-                .map_err(|e| ConfigError::at(plan.source.span, format!("tracing: {e}")))?;
+                .map_err(|e| ConfigError::at(plan.span, format!("tracing: {e}")))?;
             Some(build.keep("tracing", &format!("{tracing:?}"), || made))
         }
         None => None,

@@ -99,7 +99,7 @@ pub enum Action {
     /// Calls a service.
     Forward(Split),
     /// Sends the caller elsewhere.
-    Redirect(plan::Redirect),
+    Redirect(Box<plan::Redirect>),
     /// Answers by itself.
     Respond(Arc<plan::Canned>),
     /// Calls the host that the request names.
