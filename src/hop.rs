@@ -74,6 +74,8 @@ pub struct Shared {
     running: Mutex<Arc<Running>>,
     /// What was wrong with the newest config, while it is not the running one.
     rejected: Mutex<Option<Report>>,
+    /// Hash of the text that was read last, good or not. Contended by nobody: it goes with `applying`.
+    tried: Mutex<Option<u64>>,
     /// Held through a reload, so that two are served one after the other.
     applying: Mutex<()>,
     /// Contended by reloads that move it only.
@@ -118,7 +120,7 @@ impl Hop {
         let reloaded = running.clone();
         let watching = config::watch(sources.clone(), move || {
             if let Some(shared) = reloaded.get().and_then(Weak::upgrade) {
-                let _ = shared.reload();
+                shared.files_changed();
             }
         });
         let plan = config::load(&sources, entries)?;
@@ -161,6 +163,7 @@ impl Hop {
             generation: AtomicU64::new(1),
             running: Mutex::new(Arc::new(plan.into())),
             rejected: Mutex::new(None),
+            tried: Mutex::new(None),
             applying: Mutex::new(()),
             admin: Mutex::new(None),
             stop: Notify::new(),
@@ -325,6 +328,28 @@ impl Shared {
     pub fn reload(&self) -> Result<u64, Report> {
         // Held while reading too: who reads last is in force last.
         let _one_at_a_time = self.applying.lock();
+        self.read_and_apply()
+    }
+
+    /// The watched files have another content than when they were last looked at. Somebody who asked for a reload, or a
+    /// signal, may have been faster: what runs already is not put in force again, what was refused is not refused twice.
+    fn files_changed(&self) {
+        let _one_at_a_time = self.applying.lock();
+        let found = config::hash_of(&self.sources);
+        if found.is_some() && found == Some(self.running.lock().hash) {
+            // Perhaps it went back to what runs after a mistake.
+            *self.rejected.lock() = None;
+            return;
+        }
+        if found.is_none() || found != *self.tried.lock() {
+            // The result is told where a reload's is told.
+            let _ = self.read_and_apply();
+        }
+    }
+
+    /// Call with `applying` held.
+    fn read_and_apply(&self) -> Result<u64, Report> {
+        *self.tried.lock() = config::hash_of(&self.sources);
         let result = config::load(&self.sources, self.entries).and_then(|plan| self.apply(plan));
         match &result {
             Ok(generation) => tracing::info!(generation, "configuration in force"),

@@ -112,6 +112,14 @@ pub fn load_with(
     }
 }
 
+/// The hash a plan of these sources would have, without reading more than their text; `None` if they cannot be read.
+#[must_use]
+pub fn hash_of(sources: &[Source]) -> Option<u64> {
+    let mut errors = Vec::new();
+    let (texts, _) = read(sources, &mut errors);
+    errors.is_empty().then(|| hash(&texts))
+}
+
 /// The tree of files that make a plan, as written: read again when somebody wants to see it, because a tree takes many
 /// times the memory of its text.
 pub fn source(files: &Files) -> Node {

@@ -14,7 +14,7 @@ mod text;
 mod watch;
 
 pub use effective::{effective, effective_json, effective_of};
-pub use load::{Source, load, load_with};
+pub use load::{Source, hash_of, load, load_with};
 pub use report::{File, Files, Report, json, text};
 pub use schema::schema;
 pub use watch::watch;
