@@ -18,6 +18,7 @@ pub mod scratch;
 pub mod section;
 pub mod template;
 pub mod trail;
+pub mod trailers;
 pub mod units;
 pub mod worker;
 
