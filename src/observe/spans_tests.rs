@@ -4,9 +4,8 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use onehop_filters::contract::trail::Outcome;
-use opentelemetry::trace::SamplingDecision;
 use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
-use opentelemetry_sdk::trace::{Sampler, ShouldSample as _};
+use opentelemetry_sdk::trace::{Sampler, SamplingDecision, ShouldSample as _};
 use parking_lot::Mutex;
 use proptest::prelude::*;
 
