@@ -23,6 +23,7 @@ pub struct Config {
     #[serde(default = "algorithms")]
     pub algorithms: Spot<Vec<Algorithm>>,
     /// How far clocks may differ, at most 5m. Default 60s.
+    #[schemars(extend("default" = "60s"))]
     pub leeway: Option<Spot<Duration>>,
     /// Where the token is found. Default: `Authorization: Bearer`.
     pub from: Option<Spot<From>>,

@@ -21,6 +21,7 @@ pub struct Plain {
     /// How long a newcomer's share grows from 10 % to its full weight; `0s`, the default, is at once.
     pub slow_start: Duration,
     /// Below this share of available endpoints all are used, ejected ones included; `0%` turns it off. Default `50%`.
+    #[schemars(extend("default" = "50%"))]
     pub panic_threshold: Option<Percent>,
 }
 
