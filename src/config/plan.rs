@@ -197,7 +197,7 @@ pub struct Route {
     /// `bodyLimit`: overrides the listener's.
     pub body_limit: Option<u64>,
     pub action: Action,
-    /// `carry.deadline: inherit` and other mesh-listener wishes.
+    /// `carry.deadline: inherit`: the caller's deadline counts, whoever it is.
     pub inherit_deadline: bool,
 }
 

@@ -234,8 +234,11 @@ section! {
         idle: Duration,
     }
 
-    /// What a call through a mesh listener takes over from the request that caused it.
+    /// What a request takes over from its caller.
     Carry {
+        /// `inherit`: the deadline that the caller states (`x-onehop-timeout-ms`) bounds the request, if it is sooner than
+        /// the route's. Mesh listeners and trusted proxies are believed without it; on an edge listener this is how a
+        /// stranger's counts.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         deadline: Option<Deadline>,
     }

@@ -317,8 +317,9 @@ fn listeners(plan: &Plan, errors: &mut Vec<ConfigError>) -> Vec<Listener> {
             .iter()
             .zip(0u32..)
             .filter(|(r, _)| r.listeners.as_ref().is_none_or(|names| names.iter().any(|n| n == name)));
+        let inherits = mine.clone().any(|(route, _)| route.inherit_deadline);
         match Table::build(mine.map(|(route, i)| (RouteSpec::from(route), i))) {
-            Ok(table) => listeners.push(Listener { plan: listener.clone(), table, stranger: None }),
+            Ok(table) => listeners.push(Listener { plan: listener.clone(), table, stranger: None, inherits }),
             Err(e) => errors.push(ConfigError::at(listener.span, e.to_string())),
         }
     }
