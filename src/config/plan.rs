@@ -119,6 +119,8 @@ pub struct ListenerTls {
     pub only_13: bool,
     /// `clientCa`: file; clients are asked for a certificate.
     pub client_ca: Option<PathBuf>,
+    /// `crl`: files with revocation lists, absolute; none = revocation is not checked.
+    pub crl: Vec<PathBuf>,
     /// `clientAuth: required | optional`, default required with `clientCa`.
     pub client_required: bool,
 }

@@ -125,7 +125,7 @@ impl Settings {
     /// speak, and nothing asked of callers that it was not asked.
     fn same_kind(&self, other: &Self) -> bool {
         let kind = |s: &Self| {
-            let caller = s.plan.tls.as_ref().map(|t| (t.mesh, t.client_ca.clone(), t.client_required));
+            let caller = s.plan.tls.as_ref().map(|t| (t.mesh, t.client_ca.clone(), t.crl.clone(), t.client_required));
             (s.plan.name.clone(), s.plan.h1, s.plan.h2, caller)
         };
         kind(self) == kind(other)
