@@ -30,7 +30,7 @@ use crate::snapshot::estate::{Estate, Staging};
 
 mod facts;
 
-/// How often retired snapshots and idle upstream connections are looked at.
+/// How often retired snapshots, idle upstream connections and the files of upstream TLS are looked at.
 const SWEEP: Duration = Duration::from_secs(5);
 
 /// Why a hop could not start.
@@ -405,6 +405,7 @@ impl Shared {
     fn housekeeping(self: &Arc<Self>) {
         self.control.spawn(ListenerSet::watch_certificates(Arc::downgrade(&self.listeners)));
         let cell = Arc::downgrade(&self.cell);
+        let metrics = self.registry.clone();
         self.control.spawn(async move {
             let mut settled = 1;
             loop {
@@ -417,7 +418,10 @@ impl Shared {
                     settled = snapshot.generation;
                     purge::now();
                 }
-                snapshot.upstreams().for_each(|upstream| upstream.sweep(now()));
+                for upstream in snapshot.upstreams() {
+                    upstream.sweep(now());
+                    upstream.refresh_tls(&metrics);
+                }
             }
         });
     }

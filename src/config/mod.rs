@@ -8,6 +8,7 @@ pub mod plan;
 mod raw;
 mod report;
 mod schema;
+mod stamps;
 #[cfg(test)]
 mod tests;
 mod text;
@@ -17,4 +18,5 @@ pub use effective::{effective, effective_json, effective_of};
 pub use load::{Source, hash_of, load, load_with};
 pub use report::{File, Files, Report, json, text};
 pub use schema::schema;
+pub use stamps::Stamps;
 pub use watch::watch;

@@ -9,7 +9,8 @@ use onehop_filters::contract::metrics::{Counter, Gauge, Registry};
 use parking_lot::Mutex;
 
 use super::serve;
-use super::tls::{Acceptor, Stamps, Tickets};
+use super::tls::{Acceptor, Tickets};
+use crate::config::Stamps;
 use crate::config::plan::{Bind, Listener, TlsIdentity};
 use crate::runtime::Drain;
 

@@ -5,7 +5,6 @@
 //! stays off.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 
@@ -19,6 +18,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer};
 
 use super::tls_certs::{CertInfo, Shelf};
+use crate::config::Stamps;
 use crate::config::plan::{Listener, ListenerTls, TlsIdentity};
 
 /// Where the cryptography comes from: aws-lc, with X25519MLKEM768 preferred.
@@ -131,7 +131,7 @@ impl Acceptor {
     /// How its files look now, to try a broken change only once.
     #[must_use]
     pub(super) fn files_now(&self) -> Stamps {
-        Stamps::of(self.files.0.iter().map(|(path, _)| path.as_path()))
+        self.files.again()
     }
 }
 
@@ -228,28 +228,6 @@ impl ResolvesServerCert for ByName {
         let fit = serving.iter().find(|c| c.key().key.choose_scheme(hello.signature_schemes()).is_some());
         fit.or(serving.first()).map(|c| c.key().clone())
     }
-}
-
-/// How files looked: cheap to compare, and different after every way of replacing a file (in place, by rename, by the
-/// swapped symbolic link of a Kubernetes secret).
-#[derive(PartialEq, Eq)]
-pub(super) struct Stamps(Vec<(PathBuf, Option<Stamp>)>);
-
-type Stamp = (u64, u64, u64, i64, i64, i64, i64);
-
-impl Stamps {
-    fn of<'a>(files: impl Iterator<Item = &'a Path>) -> Self {
-        Self(files.map(|path| (path.to_owned(), stamp(path))).collect())
-    }
-
-    fn current(&self) -> bool {
-        self.0.iter().all(|(path, was)| stamp(path) == *was)
-    }
-}
-
-fn stamp(path: &Path) -> Option<Stamp> {
-    let m = fs::metadata(path).ok()?;
-    Some((m.dev(), m.ino(), m.len(), m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec()))
 }
 
 #[cfg(test)]
