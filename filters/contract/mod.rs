@@ -19,6 +19,7 @@ pub mod scratch;
 pub mod section;
 pub mod template;
 pub mod trail;
+pub mod trailers;
 pub mod units;
 pub mod worker;
 

@@ -278,7 +278,7 @@ fn action(plan: &Plan, action: &plan::Action) -> Action {
             let targets: Vec<(usize, u32)> = callees(plan, to).map(|(service, weight)| (service.0, weight)).collect();
             Action::Forward(Split::new(&targets))
         }
-        plan::Action::Redirect(redirect) => Action::Redirect(redirect.clone()),
+        plan::Action::Redirect(redirect) => Action::Redirect(Box::new(redirect.clone())),
         plan::Action::Respond(canned) => Action::Respond(canned.clone()),
     }
 }
@@ -328,8 +328,9 @@ fn listeners(plan: &Plan, errors: &mut Vec<ConfigError>) -> Vec<Listener> {
             .iter()
             .zip(0u32..)
             .filter(|(r, _)| r.listeners.as_ref().is_none_or(|names| names.iter().any(|n| n == name)));
+        let inherits = mine.clone().any(|(route, _)| route.inherit_deadline);
         match Table::build(mine.map(|(route, i)| (RouteSpec::from(route), i))) {
-            Ok(table) => listeners.push(Listener { plan: listener.clone(), table, stranger: None }),
+            Ok(table) => listeners.push(Listener { plan: listener.clone(), table, stranger: None, inherits }),
             Err(e) => errors.push(ConfigError::at(listener.span, e.to_string())),
         }
     }
@@ -385,12 +386,12 @@ fn telemetry(compiler: &mut Compiler<'_, '_>, plan: &Plan) -> Result<Sinks, Conf
     let metrics = compiler.metrics.clone();
     let control = compiler.control.clone();
     let directory = Directory::default();
-    let mut build = compiler.build(plan, &directory, "telemetry".to_owned(), plan.source.span);
+    let mut build = compiler.build(plan, &directory, "telemetry".to_owned(), plan.span);
     let log = match &plan.telemetry.access_log {
         Some(log) => {
             // Opened here, so that a log that cannot be written is an error of the config; kept by what it is.
             let opened = AccessLog::open(log, &metrics)
-                .map_err(|e| ConfigError::at(plan.source.span, format!("access log {}: {e}", log.path.display())))?;
+                .map_err(|e| ConfigError::at(plan.span, format!("access log {}: {e}", log.path.display())))?;
             Some(build.keep("accessLog", &format!("{log:?}"), || opened))
         }
         None => None,
@@ -398,7 +399,7 @@ fn telemetry(compiler: &mut Compiler<'_, '_>, plan: &Plan) -> Result<Sinks, Conf
     let tracer = match &plan.telemetry.tracing {
         Some(tracing) => {
             let made = Tracer::new(tracing, &metrics, &control)
-                .map_err(|e| ConfigError::at(plan.source.span, format!("tracing: {e}")))?;
+                .map_err(|e| ConfigError::at(plan.span, format!("tracing: {e}")))?;
             Some(build.keep("tracing", &format!("{tracing:?}"), || made))
         }
         None => None,

@@ -151,6 +151,7 @@ fn store(config: &Config, name: &str, build: &mut Build<'_>) -> Result<Arc<Store
     if let Some(r) = jwks.refresh.as_ref().filter(|_| refresh < Duration::from_secs(1)) {
         return Err(ConfigError::at(r.span, format!("a refresh every {} is too often", r.value)).help("at least 1s"));
     }
+    let max_stale = jwks.max_stale.as_ref().map_or(config::MAX_STALE, |m| m.value.0);
     let secret = config.algorithms.value.iter().any(|a| a.is_symmetric());
     let (source, first) = match (&jwks.url, &jwks.file, &jwks.inline) {
         (Some(url), None, None) => {
@@ -170,7 +171,7 @@ fn store(config: &Config, name: &str, build: &mut Build<'_>) -> Result<Arc<Store
         _ => return Err(ConfigError::at(at, "exactly one of `url`, `file`, `inline` must stand in `jwks`")),
     };
     let shape = format!(
-        "{:?} {:?} {:?} {:?} {refresh:?} {:?}",
+        "{:?} {:?} {:?} {:?} {refresh:?} {max_stale:?} {:?}",
         jwks.url.as_ref().map(|u| &u.value),
         jwks.file.as_ref().map(|f| &f.value),
         jwks.inline.as_ref().map(Node::to_json),
@@ -179,7 +180,8 @@ fn store(config: &Config, name: &str, build: &mut Build<'_>) -> Result<Arc<Store
     );
     let mut made = None;
     let kept = build.keep("keys", &shape, || {
-        let store = Store::new(config.algorithms.value.clone(), !matches!(source, Source::Inline));
+        let store =
+            Store::new(config.algorithms.value.clone(), !matches!(source, Source::Inline)).stale_after(max_stale);
         let text = match &source {
             Source::Remote { .. } => None,
             Source::File(path) => Some(std::fs::read(path).map_err(|e| format!("{}: {e}", path.display()))),
