@@ -12,8 +12,10 @@ use contract::Entry;
 /// Every built-in filter, one line each. Their order in a chain is their phase's, not this list's.
 pub const BUILTIN: &[Entry] = &[
     api::api_key::ENTRY,
+    api::api_key::KEYS,
     api::auth::ENTRY,
     api::cors::ENTRY,
+    api::ip_rules::ENTRY,
     api::jwt::ENTRY,
     api::quota::ENTRY,
     api::transform::ENTRY,
