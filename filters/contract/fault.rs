@@ -121,18 +121,31 @@ pub struct Fault {
     pub headers: Option<Box<http::HeaderMap>>,
     /// The filter or room that decided, for `Proxy-Status` and the log.
     pub by: &'static str,
+    /// Which identities were asked and why none opened a way: the problem's `tried`. `None` costs nothing.
+    pub tried: Option<Box<[Attempted]>>,
+}
+
+/// What became of one identity, as the problem's `tried` lists it (RFC 9457 section 3.2, extension members).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attempted {
+    /// Its name in the configuration.
+    pub identity: Box<str>,
+    /// `accepted`, `absent`, `refused`, `unavailable` or `unasked`.
+    pub outcome: &'static str,
+    /// Why, in a sentence without secrets, or empty.
+    pub why: &'static str,
 }
 
 impl Fault {
     /// A failure whose request may have run (irrelevant for faults found before any try).
     #[must_use]
     pub const fn new(reason: Reason) -> Self {
-        Self { reason, proof: Proof::MayHaveRun, detail: Cow::Borrowed(""), headers: None, by: "" }
+        Self { reason, proof: Proof::MayHaveRun, detail: Cow::Borrowed(""), headers: None, by: "", tried: None }
     }
     /// A failed try that provably did not run the request.
     #[must_use]
     pub const fn never_ran(reason: Reason) -> Self {
-        Self { reason, proof: Proof::NeverRan, detail: Cow::Borrowed(""), headers: None, by: "" }
+        Self { reason, proof: Proof::NeverRan, detail: Cow::Borrowed(""), headers: None, by: "", tried: None }
     }
     /// Says more, for people.
     #[must_use]
@@ -144,6 +157,12 @@ impl Fault {
     #[must_use]
     pub const fn by(mut self, by: &'static str) -> Self {
         self.by = by;
+        self
+    }
+    /// Lists the identities that were asked.
+    #[must_use]
+    pub fn tried(mut self, tried: Vec<Attempted>) -> Self {
+        self.tried = Some(tried.into());
         self
     }
     /// Adds a response field.
