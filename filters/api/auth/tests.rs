@@ -181,7 +181,11 @@ async fn workloads_and_consumers() {
         ("spiffe://corp.evil/ns/web/sa/front", false),
     ] {
         let mut rq = sends(&[]);
-        rq.workload = Some(Arc::new(Workload { id: id.into(), names: vec!["spiffe://corp/ns/web/sa/x".into()] }));
+        rq.workload = Some(Arc::new(Workload {
+            id: id.into(),
+            names: vec!["spiffe://corp/ns/web/sa/x".into()],
+            ..Default::default()
+        }));
         assert_eq!(run(&section, &mut rq).await.is_ok(), allowed, "{id}");
     }
     let fault = run(&section, &mut sends(&[])).await.expect_err("no workload");
