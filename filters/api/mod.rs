@@ -2,9 +2,14 @@
 
 pub mod api_key;
 pub mod auth;
+pub mod basic;
+mod bearer;
+pub use bearer::CLIENT_IDS;
 pub mod cors;
+pub mod introspection;
 pub mod ip_rules;
 pub mod jwt;
+pub mod mtls;
 pub mod quota;
 pub mod transform;
 
