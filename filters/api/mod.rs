@@ -3,6 +3,7 @@
 pub mod api_key;
 pub mod auth;
 pub mod cors;
+pub mod jose;
 pub mod jwt;
 pub mod quota;
 pub mod transform;
