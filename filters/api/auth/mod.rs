@@ -6,13 +6,15 @@ mod tests;
 
 use std::sync::Arc;
 
-use http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
+use http::header::{COOKIE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderName, HeaderValue, Response};
 
-use crate::contract::filter::{AuthError, AuthStep, AuthVerdict, Authenticator, Filter, Step, Verdict};
+use crate::contract::filter::{Asks, AuthError, AuthStep, AuthVerdict, Authenticator, Filter, Step, Verdict};
 use crate::contract::metrics::Counter;
+use crate::contract::place::strip_cookie_family;
 use crate::contract::{
-    Body, Build, ConfigError, Directory, Entry, Expr, Fault, Node, Phase, Reason, RequestCx, Role, RouteView, Spot,
+    Body, Build, ConfigError, Directory, Entry, Expr, Fault, Judged, Node, Phase, Reason, RequestCx, Role, RouteView,
+    Spot,
 };
 use config::{Config, Many};
 
@@ -30,9 +32,9 @@ pub const ENTRY: Entry = Entry {
     role: Role::Api { phase: Phase::Auth, implied, build },
 };
 
-/// On routes without `auth` nobody may send the fields that claims become either.
+/// On routes without `auth` nobody may send the fields that claims become either, and no session goes upstream.
 fn implied(_: &RouteView<'_>, directory: &Directory) -> bool {
-    directory.identities.values().any(|i| !i.claims_headers().is_empty())
+    directory.identities.values().any(|i| !i.claims_headers().is_empty() || i.cookie().is_some())
 }
 
 struct Auth {
@@ -45,6 +47,8 @@ struct Auth {
     scopes: Vec<Box<str>>,
     /// Fields of all identities, removed before anything else happens.
     scrub: Vec<HeaderName>,
+    /// Cookies of all identities, removed before the request goes on.
+    cookies: Vec<Box<str>>,
     /// `None` where the filter only scrubs.
     counters: Option<Counters>,
 }
@@ -67,6 +71,8 @@ fn build(node: Option<&Node>, build: &mut Build<'_>) -> Result<Arc<dyn Filter>, 
         build.directory.identities.values().flat_map(|i| i.claims_headers().iter().cloned()).collect();
     scrub.sort_by(|a, b| a.as_str().cmp(b.as_str()));
     scrub.dedup();
+    let cookies: Vec<Box<str>> =
+        build.directory.identities.values().filter_map(|i| i.cookie()).map(Into::into).collect();
     let Some(node) = node else {
         return Ok(Arc::new(Auth {
             identities: Vec::new(),
@@ -76,6 +82,7 @@ fn build(node: Option<&Node>, build: &mut Build<'_>) -> Result<Arc<dyn Filter>, 
             workloads: None,
             scopes: Vec::new(),
             scrub,
+            cookies,
             counters: None,
         }));
     };
@@ -122,6 +129,7 @@ fn build(node: Option<&Node>, build: &mut Build<'_>) -> Result<Arc<dyn Filter>, 
         workloads: config.workloads.map(|l| l.iter().map(pattern).collect::<Result<_, _>>()).transpose()?,
         scopes: config.scopes.into_iter().map(|s| s.value.into()).collect(),
         scrub,
+        cookies,
         counters: Some(Counters {
             allowed: count("allowed"),
             unauthenticated: count("unauthenticated"),
@@ -160,21 +168,31 @@ impl Filter for Auth {
             rq.headers.remove(name);
         }
         if self.counters.is_none() {
+            self.keep_cookies(rq);
             return Step::NEXT;
         }
         let mut tried = Tried::default();
+        if let Some(judged) = rq.scratch.take::<Judged>() {
+            return self.resume(rq, tried, judged);
+        }
         for (at, identity) in self.identities.iter().enumerate() {
             let verdict = match identity.authenticate(rq) {
                 AuthStep::Done(verdict) => Some(verdict),
                 AuthStep::Wait(_) => None,
             };
             // Asked again inside the future, which may hold the request for longer than this loop.
-            let Some(verdict) = verdict else { return Step::Wait(Box::pin(self.wait(rq, at, tried))) };
+            let Some(verdict) = verdict else {
+                return Step::Wait(Box::pin(self.wait(rq, at, tried, Judged::default())));
+            };
             if tried.note(at, verdict) {
                 break;
             }
         }
         Step::Done(self.conclude(rq, tried))
+    }
+
+    fn asks(&self) -> Asks<'_> {
+        Asks { identities: &self.identities, optional: self.optional }
     }
 }
 
@@ -202,11 +220,33 @@ impl Tried {
 }
 
 impl Auth {
-    async fn wait(&self, rq: &mut RequestCx, from: usize, mut tried: Tried) -> Verdict {
+    /// Goes on where the choice of the route left off: whoever accepted the request then is who it is now, also where
+    /// an identity that stands before it was not asked.
+    fn resume<'a>(&'a self, rq: &'a mut RequestCx, mut tried: Tried, mut judged: Judged) -> Step<'a> {
+        let accepted = |i: &&Arc<dyn Authenticator>| matches!(judged.verdict(i), Some(AuthVerdict::Accepted));
+        if self.identities.iter().find(accepted).is_some() {
+            tried.accepted = true;
+            return Step::Done(self.conclude(rq, tried));
+        }
+        if self.identities.iter().any(|i| judged.verdict(i).is_none()) {
+            return Step::Wait(Box::pin(self.wait(rq, 0, tried, judged)));
+        }
+        for (at, identity) in self.identities.iter().enumerate() {
+            if judged.take(identity).is_some_and(|verdict| tried.note(at, verdict)) {
+                break;
+            }
+        }
+        Step::Done(self.conclude(rq, tried))
+    }
+
+    async fn wait(&self, rq: &mut RequestCx, from: usize, mut tried: Tried, mut judged: Judged) -> Verdict {
         for (at, identity) in self.identities.iter().enumerate().skip(from) {
-            let verdict = match identity.authenticate(rq) {
-                AuthStep::Done(verdict) => verdict,
-                AuthStep::Wait(later) => later.await,
+            let verdict = match judged.take(identity) {
+                Some(verdict) => verdict,
+                None => match identity.authenticate(rq) {
+                    AuthStep::Done(verdict) => verdict,
+                    AuthStep::Wait(later) => later.await,
+                },
             };
             if tried.note(at, verdict) {
                 break;
@@ -223,6 +263,7 @@ impl Auth {
         let fault = match self.judge(rq, &tried) {
             Ok(()) => {
                 counters.allowed.inc();
+                self.keep_cookies(rq);
                 return Verdict::Next;
             }
             Err(fault) => fault,
@@ -231,7 +272,10 @@ impl Auth {
             && let Some(invitation) = self.identities.iter().find_map(|identity| identity.invite(rq))
         {
             counters.unauthenticated.inc();
-            return Verdict::Reply(Box::new(invitation));
+            return match invitation {
+                Ok(reply) => Verdict::Reply(Box::new(reply)),
+                Err(fault) => Verdict::Fail(Box::new(fault.by(NAME))),
+            };
         }
         match fault.reason {
             Reason::Unauthenticated => counters.unauthenticated.inc(),
@@ -239,6 +283,13 @@ impl Auth {
             _ => counters.forbidden.inc(),
         }
         Verdict::Fail(Box::new(fault.by(NAME)))
+    }
+
+    /// Sessions stay here: what stands behind us could use them as the browser does.
+    fn keep_cookies(&self, rq: &mut RequestCx) {
+        if rq.headers.contains_key(COOKIE) {
+            self.cookies.iter().for_each(|name| strip_cookie_family(rq, name));
+        }
     }
 
     fn judge(&self, rq: &RequestCx, tried: &Tried) -> Result<(), Fault> {
