@@ -8,6 +8,7 @@ pub use bearer::CLIENT_IDS;
 pub mod cors;
 pub mod introspection;
 pub mod ip_rules;
+pub mod jose;
 pub mod jwt;
 pub mod mtls;
 pub mod quota;

@@ -73,6 +73,7 @@ reasons! {
     Misdirected         "misdirected"          MISDIRECTED_REQUEST Client "http_request_denied" "This host is not served on this connection.";
     NoRoute             "no-route"             NOT_FOUND Client "destination_not_found" "No route matches the request.";
     Unauthenticated     "unauthenticated"      UNAUTHORIZED Client "http_request_denied" "Valid credentials are required.";
+    LoginFailed         "login-failed"         BAD_REQUEST Client "http_request_denied" "The login could not be completed.";
     Forbidden           "forbidden"            FORBIDDEN Client "http_request_denied" "The caller may not do this.";
     OverQuota           "over-quota"           TOO_MANY_REQUESTS Client "http_request_denied" "The quota is used up.";
     UnknownHost         "unknown-host"         BAD_GATEWAY Proxy "destination_not_found" "The mesh knows no service of this name.";

@@ -10,13 +10,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
+use http::header::{COOKIE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderName, HeaderValue};
 
-use crate::contract::filter::{AuthStep, Authenticator, Filter, Step, Verdict};
+use crate::contract::filter::{Asks, AuthStep, Authenticator, Filter, Step, Verdict};
 use crate::contract::metrics::Counter;
+use crate::contract::place::strip_cookie_family;
 use crate::contract::{
-    Attempted, Build, ConfigError, Directory, Entry, Expr, Fault, Moment, Node, Phase, Reason, RequestCx, Role,
+    Attempted, Build, ConfigError, Directory, Entry, Expr, Fault, Judged, Moment, Node, Phase, Reason, RequestCx, Role,
     RouteView, Spot, now,
 };
 use config::{Config, Many, Ways};
@@ -38,9 +39,9 @@ pub const ENTRY: Entry = Entry {
     role: Role::Api { phase: Phase::Auth, implied, build },
 };
 
-/// On routes without `auth` nobody may send the fields that claims become either.
+/// On routes without `auth` nobody may send the fields that claims become either, and no session goes upstream.
 fn implied(_: &RouteView<'_>, directory: &Directory) -> bool {
-    directory.identities.values().any(|i| !i.claims_headers().is_empty())
+    directory.identities.values().any(|i| !i.claims_headers().is_empty() || i.cookie().is_some())
 }
 
 struct Auth {
@@ -62,6 +63,8 @@ struct Auth {
     audited: AtomicU64,
     /// Fields of all identities, removed before anything else happens.
     scrub: Vec<HeaderName>,
+    /// Cookies of all identities, removed before the request goes on.
+    cookies: Vec<Box<str>>,
     /// `None` where the filter only scrubs.
     counters: Option<Counters>,
 }
@@ -85,6 +88,8 @@ fn build(node: Option<&Node>, build: &mut Build<'_>) -> Result<Arc<dyn Filter>, 
         build.directory.identities.values().flat_map(|i| i.claims_headers().iter().cloned()).collect();
     scrub.sort_by(|a, b| a.as_str().cmp(b.as_str()));
     scrub.dedup();
+    let cookies: Vec<Box<str>> =
+        build.directory.identities.values().filter_map(|i| i.cookie()).map(Into::into).collect();
     let Some(node) = node else {
         return Ok(Arc::new(Auth {
             identities: Vec::new(),
@@ -100,6 +105,7 @@ fn build(node: Option<&Node>, build: &mut Build<'_>) -> Result<Arc<dyn Filter>, 
             audit: false,
             audited: AtomicU64::new(0),
             scrub,
+            cookies,
             counters: None,
         }));
     };
@@ -167,6 +173,7 @@ fn build(node: Option<&Node>, build: &mut Build<'_>) -> Result<Arc<dyn Filter>, 
         audit: config.audit,
         audited: AtomicU64::new(0),
         scrub,
+        cookies,
         counters: Some(Counters {
             allowed: count("allowed"),
             unauthenticated: count("unauthenticated"),
@@ -220,9 +227,18 @@ impl Filter for Auth {
             rq.headers.remove(name);
         }
         if self.counters.is_none() {
+            self.keep_cookies(rq);
             return Step::NEXT;
         }
         let mut tried = Tried::new(self.identities.len());
+        // What was found out when the route was chosen; whoever accepted the request then is who it is now.
+        if let Some(mut judged) = rq.scratch.take::<Judged>() {
+            for (at, identity) in self.identities.iter().enumerate() {
+                if let Some(verdict) = judged.take(identity) {
+                    tried.note(at, verdict);
+                }
+            }
+        }
         while let Some(at) = tried.next(&self.ways) {
             let verdict = match self.identities[at].authenticate(rq) {
                 AuthStep::Done(verdict) => Some(verdict),
@@ -233,6 +249,10 @@ impl Filter for Auth {
             tried.note(at, verdict);
         }
         Step::Done(self.conclude(rq, tried))
+    }
+
+    fn asks(&self) -> Asks<'_> {
+        Asks { identities: &self.identities, optional: self.optional }
     }
 }
 
@@ -256,6 +276,7 @@ impl Auth {
         let fault = match self.known(&tried).and_then(|()| self.judge(rq)) {
             Ok(()) => {
                 counters.allowed.inc();
+                self.keep_cookies(rq);
                 return Verdict::Next;
             }
             Err(fault) => fault,
@@ -263,13 +284,17 @@ impl Auth {
         if fault.reason == Reason::Forbidden && self.audit {
             counters.audited.inc();
             self.log_audited(rq, &fault);
+            self.keep_cookies(rq);
             return Verdict::Next;
         }
         if fault.reason == Reason::Unauthenticated
             && let Some(invitation) = self.identities.iter().find_map(|identity| identity.invite(rq))
         {
             counters.unauthenticated.inc();
-            return Verdict::Reply(Box::new(invitation));
+            return match invitation {
+                Ok(reply) => Verdict::Reply(Box::new(reply)),
+                Err(fault) => Verdict::Fail(Box::new(fault.by(NAME))),
+            };
         }
         match fault.reason {
             Reason::Unauthenticated => counters.unauthenticated.inc(),
@@ -277,6 +302,13 @@ impl Auth {
             _ => counters.forbidden.inc(),
         }
         Verdict::Fail(Box::new(fault.by(NAME)))
+    }
+
+    /// Sessions stay here: what stands behind us could use them as the browser does.
+    fn keep_cookies(&self, rq: &mut RequestCx) {
+        if rq.headers.contains_key(COOKIE) {
+            self.cookies.iter().for_each(|name| strip_cookie_family(rq, name));
+        }
     }
 
     /// One line a second at most, from whichever worker is first.

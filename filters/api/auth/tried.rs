@@ -51,18 +51,12 @@ impl Tried {
     /// Who is asked next; `None` once it is settled. Each identity is asked once, whatever number of lists name it: the
     /// first to accept has taken the credential out of the request.
     pub fn next(&self, ways: &Ways) -> Option<usize> {
-        if self.reply.is_some() {
+        if self.reply.is_some() || self.accepted(ways) {
             return None;
         }
-        for way in ways {
-            match way.iter().find(|at| !matches!(self.states[**at], State::Accepted)) {
-                None => return None,
-                Some(at) if matches!(self.states[*at], State::Unasked) => return Some(*at),
-                // This way is closed.
-                Some(_) => {}
-            }
-        }
-        None
+        // A way whose next identity was asked before is closed.
+        let next = |way: &Vec<usize>| way.iter().find(|at| !matches!(self.states[**at], State::Accepted)).copied();
+        ways.iter().filter_map(next).find(|at| matches!(self.states[*at], State::Unasked))
     }
 
     /// Whether a way in is open.

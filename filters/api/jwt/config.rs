@@ -5,7 +5,7 @@ use std::time::Duration as Time;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::keys::Algorithm;
+use crate::api::jose::keys::Algorithm;
 use crate::contract::units::Duration;
 use crate::contract::{Node, Spot};
 

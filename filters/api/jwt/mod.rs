@@ -1,16 +1,13 @@
 //! Identity kind `jwt`: signed tokens of an issuer (RFC 7519, RFC 8725).
 
 mod config;
-mod core;
-mod keys;
-mod source;
 #[cfg(test)]
 mod tests;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use http::header::AUTHORIZATION;
@@ -18,9 +15,11 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use quick_cache::sync::Cache;
 use serde_json::Value as Json;
 
-use self::core::{MAX_TOKEN, Rules, Token, scopes};
-use self::keys::{Algorithm, Signature};
-use self::source::{Counters, Source, Store, keep_fresh};
+use crate::api::jose::fields::{claim_field, field_name, field_value};
+use crate::api::jose::keys::{Algorithm, Signature};
+use crate::api::jose::source::{Counters, Source, Store, keep_fresh};
+use crate::api::jose::token::{MAX_TOKEN, Rules, Token, scopes};
+use crate::api::jose::unix;
 use crate::contract::client::Remote;
 use crate::contract::filter::{AuthError, AuthStep, AuthVerdict, Authenticator};
 use crate::contract::metrics::Counter;
@@ -218,36 +217,6 @@ fn text_of(inline: &Node) -> Vec<u8> {
     }
 }
 
-fn field_name(name: &Spot<String>) -> Result<HeaderName, ConfigError> {
-    HeaderName::try_from(&name.value)
-        .map_err(|_| ConfigError::at(name.span, format!("`{}` is not a header name", name.value)))
-}
-
-/// A field that a claim may become: not one that carries credentials or belongs to the connection, for those are removed
-/// from what clients send.
-fn claim_field(name: &Spot<String>) -> Result<HeaderName, ConfigError> {
-    let field = field_name(name)?;
-    let taken = [
-        "authorization",
-        "connection",
-        "content-length",
-        "cookie",
-        "expect",
-        "host",
-        "keep-alive",
-        "proxy-authorization",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    ];
-    if taken.contains(&field.as_str()) {
-        return Err(ConfigError::at(name.span, format!("a claim cannot become `{field}`")).help("such as `x-user`"));
-    }
-    Ok(field)
-}
-
 fn places(from: Option<&Spot<config::From>>) -> Result<Vec<Place>, ConfigError> {
     let Some(Spot { span, value }) = from else { return Ok(vec![Place::Header(AUTHORIZATION)]) };
     let mut places = Vec::new();
@@ -313,8 +282,7 @@ impl Jwt {
         if !self.algorithms.contains(&token.algorithm) {
             return Err(AuthError { code: "invalid_token", description: "the algorithm is not accepted" });
         }
-        let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-        let left = token.check(&self.rules, unix)?;
+        let left = token.check(&self.rules, unix())?;
         Ok((token, left))
     }
 
@@ -407,26 +375,6 @@ fn token<'a>(place: &Place, rq: &'a RequestCx) -> Result<Option<Cow<'a, str>>, A
         None if name != AUTHORIZATION => Ok(Some(Cow::Borrowed(value.trim()))),
         _ => Ok(None),
     }
-}
-
-/// A claim as a field: text, numbers and booleans as they are, lists of those joined by commas.
-fn field_value(claim: &Json) -> Option<HeaderValue> {
-    fn plain(claim: &Json) -> Option<String> {
-        match claim {
-            Json::String(s) => Some(s.clone()),
-            Json::Number(n) => Some(n.to_string()),
-            Json::Bool(b) => Some(b.to_string()),
-            _ => None,
-        }
-    }
-    let text = match claim {
-        // An item with a comma could pose as two.
-        Json::Array(list) => {
-            list.iter().map(|item| plain(item).filter(|t| !t.contains(','))).collect::<Option<Vec<_>>>()?.join(",")
-        }
-        one => plain(one)?,
-    };
-    HeaderValue::from_bytes(text.as_bytes()).ok()
 }
 
 impl Authenticator for Jwt {

@@ -1,6 +1,7 @@
 use std::convert::Infallible;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::time::SystemTime;
 
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
@@ -12,10 +13,10 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use serde_json::json;
 
-use super::core::Token;
-use super::keys::KeySet;
 use super::*;
 use crate::api::fixture::{Estate, request, section};
+use crate::api::jose::keys::{self, KeySet};
+use crate::api::jose::source;
 use crate::contract::client::Bounds;
 use crate::contract::entry::Directory;
 
