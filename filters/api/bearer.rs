@@ -11,6 +11,8 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value as Json};
 
+use super::jose::claims::{SCOPES, claim, scopes_at};
+use super::jose::fields::{claim_field, field_name, field_value};
 use crate::contract::filter::AuthError;
 use crate::contract::principal::Consumer;
 use crate::contract::{Build, ConfigError, Entry, Found, Held, Place, RequestCx, Role, Spot};
@@ -35,12 +37,6 @@ pub struct From {
     pub cookie: Option<Spot<String>>,
     /// A query parameter (RFC 6750 section 5.3 advises against it: URLs are logged).
     pub query: Option<Spot<String>>,
-}
-
-/// A header name.
-pub fn field_name(name: &Spot<String>) -> Result<HeaderName, ConfigError> {
-    HeaderName::try_from(&name.value)
-        .map_err(|_| ConfigError::at(name.span, format!("`{}` is not a header name", name.value)))
 }
 
 /// Where tokens are looked for.
@@ -101,45 +97,6 @@ pub fn challenge(realm: &str, error: Option<&AuthError>) -> String {
     }
 }
 
-/// A claim by its name, or by the path to it: `realm_access.roles`. A name with dots of its own (`https://a.b/roles`)
-/// is found as it stands.
-pub fn claim<'a>(claims: &'a Map<String, Json>, path: &str) -> Option<&'a Json> {
-    if let Some(found) = claims.get(path) {
-        return Some(found);
-    }
-    let (first, mut rest) = path.split_once('.')?;
-    let mut at = claims.get(first)?;
-    loop {
-        let map = at.as_object()?;
-        if let Some(found) = map.get(rest) {
-            return Some(found);
-        }
-        let (name, further) = rest.split_once('.')?;
-        (at, rest) = (map.get(name)?, further);
-    }
-}
-
-/// `scope` (RFC 8693 section 4.2, space-delimited) and the lists `scp` and `scopes` that others write; each may be either.
-pub const SCOPES: [&str; 3] = ["scope", "scp", "scopes"];
-
-/// Everything a token may do, once each.
-fn scopes(claims: &Map<String, Json>, paths: &[String]) -> Vec<Arc<str>> {
-    let mut scopes: Vec<Arc<str>> = Vec::new();
-    for found in paths.iter().filter_map(|path| claim(claims, path)) {
-        let words: Vec<&str> = match found {
-            Json::String(text) => text.split_ascii_whitespace().collect(),
-            Json::Array(list) => list.iter().filter_map(Json::as_str).collect(),
-            _ => Vec::new(),
-        };
-        for word in words {
-            if !scopes.iter().any(|s| **s == *word) {
-                scopes.push(word.into());
-            }
-        }
-    }
-    scopes
-}
-
 /// What claims become.
 pub struct Effects {
     headers: Vec<(String, HeaderName)>,
@@ -188,7 +145,7 @@ impl Effects {
     }
 
     pub fn scopes(&self, claims: &Map<String, Json>) -> Vec<Arc<str>> {
-        scopes(claims, &self.scopes)
+        scopes_at(claims, &self.scopes)
     }
 
     /// Claims as fields.
@@ -233,94 +190,4 @@ fn client_ids(held: &[Held]) -> (BTreeMap<String, String>, Vec<ConfigError>) {
         }
     }
     (all, errors)
-}
-
-/// A field that a claim may become: not one that carries credentials or belongs to the connection, for those are removed
-/// from what clients send.
-fn claim_field(name: &Spot<String>) -> Result<HeaderName, ConfigError> {
-    let field = field_name(name)?;
-    let taken = [
-        "authorization",
-        "connection",
-        "content-length",
-        "cookie",
-        "expect",
-        "host",
-        "keep-alive",
-        "proxy-authorization",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    ];
-    if taken.contains(&field.as_str()) {
-        return Err(ConfigError::at(name.span, format!("a claim cannot become `{field}`")).help("such as `x-user`"));
-    }
-    Ok(field)
-}
-
-/// A claim as a field: text, numbers and booleans as they are, lists of those joined by commas.
-fn field_value(claim: &Json) -> Option<HeaderValue> {
-    fn plain(claim: &Json) -> Option<String> {
-        match claim {
-            Json::String(s) => Some(s.clone()),
-            Json::Number(n) => Some(n.to_string()),
-            Json::Bool(b) => Some(b.to_string()),
-            _ => None,
-        }
-    }
-    let text = match claim {
-        // An item with a comma could pose as two.
-        Json::Array(list) => {
-            list.iter().map(|item| plain(item).filter(|t| !t.contains(','))).collect::<Option<Vec<_>>>()?.join(",")
-        }
-        one => plain(one)?,
-    };
-    HeaderValue::from_bytes(text.as_bytes()).ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    fn map(json: Json) -> Map<String, Json> {
-        json.as_object().expect("an object").clone()
-    }
-
-    #[test]
-    fn claims_are_found_by_name_and_by_path() {
-        let claims = map(json!({
-            "sub": "ann", "a.b": 1, "a": {"b": 2, "c": {"d.e": 3, "d": {"f": 4}}},
-            "https://x.y/roles": ["r"], "list": [{"x": 1}],
-        }));
-        for (path, found) in [
-            ("sub", Some(json!("ann"))),
-            ("a.b", Some(json!(1))),
-            ("a.c.d.e", Some(json!(3))),
-            ("a.c.d.f", Some(json!(4))),
-            ("https://x.y/roles", Some(json!(["r"]))),
-            ("a.x", None),
-            ("list.0", None),
-            ("sub.x", None),
-            ("", None),
-            (".", None),
-        ] {
-            assert_eq!(claim(&claims, path), found.as_ref(), "{path}");
-        }
-    }
-
-    #[test]
-    fn scopes_are_words_or_lists_from_wherever_they_stand() {
-        let claims = map(json!({"scope": "a b", "scp": ["b", "c"], "realm_access": {"roles": ["x", 7]}}));
-        let of = |paths: &[&str]| {
-            let paths: Vec<String> = paths.iter().map(|p| (*p).to_owned()).collect();
-            scopes(&claims, &paths).iter().map(ToString::to_string).collect::<Vec<_>>()
-        };
-        assert_eq!(of(&SCOPES), ["a", "b", "c"]);
-        assert_eq!(of(&["realm_access.roles", "scope"]), ["x", "a", "b"]);
-        assert!(of(&["sub"]).is_empty());
-    }
 }
