@@ -172,8 +172,8 @@ pub struct PlanPlan {
 pub struct ConsumerPlan {
     pub span: Span,
     pub plan: Option<String>,
-    /// `apiKeys`: SHA-256 of each (`sha256:HEX` in the file, or a secret that is hashed at load).
-    pub api_keys: Vec<[u8; 32]>,
+    /// Sections of identity kinds (`apiKeys`), by key.
+    pub credentials: BTreeMap<String, Node>,
     pub scopes: Vec<String>,
 }
 

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use onehop_filters::contract::units::{Duration, Percent, Secret, Size};
+use onehop_filters::contract::units::{Duration, Percent, Size};
 use onehop_filters::contract::{Node, Spot};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -170,13 +170,10 @@ section! {
         underscores: Option<Rule>,
     }
 
-    /// An application that calls, with its keys.
+    /// An application that calls. What it proves itself with stands beside, in keys of the identity kinds.
     Consumer {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         plan: Option<Spot<String>>,
-        /// `sha256:HEX` of a key, or the key as a secret.
-        #[serde(default)]
-        api_keys: Vec<Spot<Secret>>,
         #[serde(default)]
         scopes: Vec<String>,
     }

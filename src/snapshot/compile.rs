@@ -10,7 +10,7 @@ use onehop_filters::contract::entry::CheckTls;
 use onehop_filters::contract::metrics::Registry;
 use onehop_filters::contract::principal::{Consumer, Plan as ConsumerPlan};
 use onehop_filters::contract::{
-    Build, ConfigError, Directory, Entry, Filter, Node, Phase, Role, RouteInfo, RouteView, ServiceId, Span,
+    Build, ConfigError, Directory, Entry, Filter, Held, Node, Phase, Role, RouteInfo, RouteView, ServiceId, Span,
 };
 
 use rustls_pki_types::ServerName;
@@ -100,8 +100,9 @@ fn directory(compiler: &mut Compiler<'_, '_>, plan: &Plan, errors: &mut Vec<Conf
             plan: c.plan.as_ref().and_then(|p| directory.plans.get(p).cloned()),
             scopes: c.scopes.iter().map(|s| s.as_str().into()).collect(),
         });
-        for key in &c.api_keys {
-            directory.api_keys.insert(*key, consumer.clone());
+        for (key, section) in &c.credentials {
+            let held = Held { owner: name.clone(), section: section.clone() };
+            directory.held.entry(key.clone()).or_default().push(held);
         }
         directory.consumers.insert(name.clone(), consumer);
     }
@@ -121,6 +122,7 @@ fn directory(compiler: &mut Compiler<'_, '_>, plan: &Plan, errors: &mut Vec<Conf
         }
     }
     directory.identities = identities;
+    directory.held.clear();
     directory
 }
 
