@@ -14,6 +14,8 @@ pub const BUILTIN: &[Entry] = &[
     api::api_key::ENTRY,
     api::auth::ENTRY,
     api::cors::ENTRY,
+    api::csrf::ENTRY,
+    api::fault::ENTRY,
     api::jwt::ENTRY,
     api::quota::ENTRY,
     api::transform::ENTRY,

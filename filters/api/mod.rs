@@ -3,6 +3,8 @@
 pub mod api_key;
 pub mod auth;
 pub mod cors;
+pub mod csrf;
+pub mod fault;
 pub mod jwt;
 pub mod quota;
 pub mod transform;

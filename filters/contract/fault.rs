@@ -74,10 +74,14 @@ reasons! {
     NoRoute             "no-route"             NOT_FOUND Client "destination_not_found" "No route matches the request.";
     Unauthenticated     "unauthenticated"      UNAUTHORIZED Client "http_request_denied" "Valid credentials are required.";
     Forbidden           "forbidden"            FORBIDDEN Client "http_request_denied" "The caller may not do this.";
+    CrossSite           "cross-site"           FORBIDDEN Client "http_request_denied" "The request comes from a page of another site.";
     OverQuota           "over-quota"           TOO_MANY_REQUESTS Client "http_request_denied" "The quota is used up.";
     UnknownHost         "unknown-host"         BAD_GATEWAY Proxy "destination_not_found" "The mesh knows no service of this name.";
     LoopDetected        "loop-detected"        LOOP_DETECTED Proxy "proxy_loop_detected" "The request came back to this proxy.";
     Overloaded          "overloaded"           SERVICE_UNAVAILABLE Proxy "connection_limit_reached" "The proxy is at its limit.";
+    Shed                "shed"                 SERVICE_UNAVAILABLE Proxy "connection_limit_reached" "The proxy is short of room and serves more important requests first.";
+    Maintenance         "maintenance"          SERVICE_UNAVAILABLE Proxy "proxy_internal_response" "The route is being worked on.";
+    Injected            "injected"             SERVICE_UNAVAILABLE Proxy "proxy_internal_response" "This failure was injected on purpose.";
     Draining            "draining"             SERVICE_UNAVAILABLE Proxy "proxy_internal_response" "The proxy is shutting down.";
     NoEndpoint          "no-endpoint"          SERVICE_UNAVAILABLE Proxy "destination_unavailable" "The service has no endpoint.";
     NoHealthyEndpoint   "no-healthy-endpoint"  SERVICE_UNAVAILABLE Proxy "destination_unavailable" "The service has no healthy endpoint.";
@@ -85,6 +89,7 @@ reasons! {
     PendingOverflow     "pending-overflow"     SERVICE_UNAVAILABLE Proxy "connection_limit_reached" "Too many requests wait for the service.";
     PendingTimeout      "pending-timeout"      SERVICE_UNAVAILABLE Proxy "connection_limit_reached" "The request waited too long for the service.";
     IdentityUnavailable "identity-unavailable" SERVICE_UNAVAILABLE Proxy "proxy_internal_error" "The keys to check credentials are not available.";
+    AuthorizationUnavailable "authorization-unavailable" SERVICE_UNAVAILABLE Proxy "proxy_internal_error" "Who decides about the request could not be asked.";
     NoWeight            "no-weight"            INTERNAL_SERVER_ERROR Proxy "proxy_configuration_error" "Every service of the route has weight 0.";
     FilterFailed        "filter-failed"        INTERNAL_SERVER_ERROR Proxy "proxy_internal_error" "A filter could not decide.";
     Internal            "internal"             INTERNAL_SERVER_ERROR Proxy "proxy_internal_error" "The proxy failed.";
@@ -121,18 +126,25 @@ pub struct Fault {
     pub headers: Option<Box<http::HeaderMap>>,
     /// The filter or room that decided, for `Proxy-Status` and the log.
     pub by: &'static str,
+    /// Status of the answer, where a filter's config says another than the reason's own.
+    pub status: Option<StatusCode>,
+    /// `grpc-status` of the answer to a gRPC call, where it is another than the reason's own.
+    pub grpc: Option<u16>,
 }
 
 impl Fault {
+    const fn made(reason: Reason, proof: Proof) -> Self {
+        Self { reason, proof, detail: Cow::Borrowed(""), headers: None, by: "", status: None, grpc: None }
+    }
     /// A failure whose request may have run (irrelevant for faults found before any try).
     #[must_use]
     pub const fn new(reason: Reason) -> Self {
-        Self { reason, proof: Proof::MayHaveRun, detail: Cow::Borrowed(""), headers: None, by: "" }
+        Self::made(reason, Proof::MayHaveRun)
     }
     /// A failed try that provably did not run the request.
     #[must_use]
     pub const fn never_ran(reason: Reason) -> Self {
-        Self { reason, proof: Proof::NeverRan, detail: Cow::Borrowed(""), headers: None, by: "" }
+        Self::made(reason, Proof::NeverRan)
     }
     /// Says more, for people.
     #[must_use]
@@ -145,6 +157,23 @@ impl Fault {
     pub const fn by(mut self, by: &'static str) -> Self {
         self.by = by;
         self
+    }
+    /// Answers with another status than the reason's own.
+    #[must_use]
+    pub const fn answer(mut self, status: StatusCode) -> Self {
+        self.status = Some(status);
+        self
+    }
+    /// Answers gRPC calls with another status than the reason's own.
+    #[must_use]
+    pub const fn grpc_status(mut self, status: u16) -> Self {
+        self.grpc = Some(status);
+        self
+    }
+    /// Status of the answer.
+    #[must_use]
+    pub fn status(&self) -> StatusCode {
+        self.status.unwrap_or_else(|| self.reason.status())
     }
     /// Adds a response field.
     #[must_use]

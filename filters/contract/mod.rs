@@ -2,12 +2,15 @@
 
 pub mod body;
 pub mod call;
+pub mod chance;
 pub mod client;
 pub mod clock;
 pub mod entry;
 pub mod expr;
 pub mod fault;
 pub mod filter;
+pub mod grpc;
+pub mod inject;
 pub mod mesh;
 pub mod metrics;
 pub mod place;

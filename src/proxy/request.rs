@@ -556,7 +556,7 @@ pub async fn hypothetical(view: &Arc<View>, listener: &Listener, caller: &Caller
         found.verdict = match chain(cx, route, &mut ran).await {
             Ok(None) => None,
             Ok(Some(reply)) => Some(reply.status().to_string()),
-            Err(fault) => Some(format!("{} {fault}", fault.reason.status())),
+            Err(fault) => Some(format!("{} {fault}", fault.status())),
         };
     }
     found.trail = cx.trail.clone();

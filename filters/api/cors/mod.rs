@@ -44,7 +44,8 @@ enum Origins {
     Some(Vec<Origin>),
 }
 
-enum Origin {
+/// An origin that may, by itself or with everything below it.
+pub(super) enum Origin {
     Exact(Box<str>),
     /// Scheme with `://`, and the rest from the dot on.
     Below(Box<str>, Box<str>),
@@ -94,7 +95,7 @@ fn build(node: Option<&Node>, _: &mut Build<'_>) -> Result<Arc<dyn Filter>, Conf
 }
 
 /// `scheme://host[:port]` as browsers write it (RFC 6454 section 6.2), with at most a whole first label as wildcard.
-fn origin(text: &Spot<String>) -> Result<Origin, ConfigError> {
+pub(super) fn origin(text: &Spot<String>) -> Result<Origin, ConfigError> {
     let wrong = || {
         ConfigError::at(text.span, format!("`{}` is not an origin", text.value))
             .help("write `https://shop.example.com`, `https://*.example.com` or `*`, without a path")
@@ -131,7 +132,8 @@ fn list(names: &[Spot<String>], valid: impl Fn(&str) -> bool) -> Result<List, Co
 }
 
 impl Origin {
-    fn fits(&self, origin: &str) -> bool {
+    /// Whether this is the origin.
+    pub(super) fn fits(&self, origin: &str) -> bool {
         match self {
             Self::Exact(exact) => origin.eq_ignore_ascii_case(exact),
             Self::Below(scheme, below) => {
