@@ -15,6 +15,7 @@ pub const BUILTIN: &[Entry] = &[
     api::auth::ENTRY,
     api::cors::ENTRY,
     api::csrf::ENTRY,
+    api::ext_auth::ENTRY,
     api::fault::ENTRY,
     api::jwt::ENTRY,
     api::quota::ENTRY,

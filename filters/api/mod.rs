@@ -4,6 +4,7 @@ pub mod api_key;
 pub mod auth;
 pub mod cors;
 pub mod csrf;
+pub mod ext_auth;
 pub mod fault;
 pub mod jwt;
 pub mod quota;

@@ -224,7 +224,10 @@ mod tests {
     async fn a_word_there_and_back() {
         let found = ask(|request| {
             assert_eq!((request.method(), request.uri().path()), (&Method::POST, "/a.B/C"));
-            assert_eq!((&request.headers()["content-type"], &request.headers()["te"]), (&GRPC, &HeaderValue::from_static("trailers")));
+            assert_eq!(
+                (&request.headers()["content-type"], &request.headers()["te"]),
+                (&GRPC, &HeaderValue::from_static("trailers"))
+            );
             Box::pin(async {
                 let body = request.into_body().collect().await.expect("whole").to_bytes();
                 assert_eq!(&body[..], b"\0\0\0\0\x04\x0a\x02hi");

@@ -49,12 +49,8 @@ fn build(node: Option<&Node>, build: &mut Build<'_>) -> Result<Arc<dyn Filter>, 
 
 impl Filter for Csrf {
     fn on_request<'a>(&'a self, rq: &'a mut RequestCx) -> Step<'a> {
-        let asked = Asked {
-            method: &rq.method,
-            headers: &rq.headers,
-            authority: rq.authority.as_str(),
-            https: rq.https,
-        };
+        let asked =
+            Asked { method: &rq.method, headers: &rq.headers, authority: rq.authority.as_str(), https: rq.https };
         let Err(why) = judge(&asked, |origin| self.origins.iter().any(|o| o.fits(origin))) else { return Step::NEXT };
         if self.unless.as_ref().is_some_and(|unless| unless.bool(rq)) {
             return Step::NEXT;
