@@ -4,9 +4,12 @@ pub mod api_key;
 pub mod auth;
 pub mod cors;
 pub mod csrf;
+pub mod error_pages;
 pub mod ext_auth;
 pub mod fault;
 pub mod jwt;
+pub mod maintenance;
+pub mod mirror;
 pub mod quota;
 pub mod transform;
 
