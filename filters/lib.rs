@@ -13,11 +13,13 @@ use contract::Entry;
 pub const BUILTIN: &[Entry] = &[
     api::api_key::ENTRY,
     api::auth::ENTRY,
+    api::cache::ENTRY,
     api::cors::ENTRY,
     api::csrf::ENTRY,
     api::error_pages::ENTRY,
     api::ext_auth::ENTRY,
     api::fault::ENTRY,
+    api::idempotency::ENTRY,
     api::jwt::ENTRY,
     api::maintenance::ENTRY,
     api::mirror::ENTRY,

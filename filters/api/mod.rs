@@ -2,11 +2,13 @@
 
 pub mod api_key;
 pub mod auth;
+pub mod cache;
 pub mod cors;
 pub mod csrf;
 pub mod error_pages;
 pub mod ext_auth;
 pub mod fault;
+pub mod idempotency;
 pub mod jwt;
 pub mod maintenance;
 pub mod mirror;

@@ -11,6 +11,7 @@ pub mod fault;
 pub mod filter;
 pub mod grpc;
 pub mod inject;
+pub mod keep;
 pub mod mesh;
 pub mod metrics;
 pub mod place;
