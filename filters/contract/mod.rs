@@ -14,6 +14,7 @@ pub mod inject;
 pub mod keep;
 pub mod mesh;
 pub mod metrics;
+pub mod origin;
 pub mod place;
 pub mod principal;
 pub mod request;

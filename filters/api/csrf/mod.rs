@@ -9,9 +9,9 @@ mod tests;
 use std::sync::Arc;
 
 use self::core::{Asked, Refused, judge};
-use crate::api::cors::Origin;
 use crate::contract::filter::{Filter, Step};
 use crate::contract::metrics::Counter;
+use crate::contract::origin::PageOrigin;
 use crate::contract::{Build, ConfigError, Entry, Expr, Fault, Node, Phase, Reason, RequestCx, Role};
 use config::Config;
 
@@ -28,7 +28,7 @@ pub const ENTRY: Entry = Entry {
 };
 
 struct Csrf {
-    origins: Vec<Origin>,
+    origins: Vec<PageOrigin>,
     unless: Option<Expr>,
     refused: Counter,
 }
@@ -39,7 +39,7 @@ fn build(node: Option<&Node>, build: &mut Build<'_>) -> Result<Arc<dyn Filter>, 
         return Err(ConfigError::at(any.span, format!("`{}` would let every site act as the user", any.value))
             .help("name the origins, or remove `csrf`"));
     }
-    let origins = config.allow_origins.iter().map(crate::api::cors::origin).collect::<Result<_, _>>()?;
+    let origins = config.allow_origins.iter().map(PageOrigin::read).collect::<Result<_, _>>()?;
     let unless = config.unless.as_ref().map(|e| Expr::condition(&e.value, e.span)).transpose()?;
     let route = build.scope.strip_prefix("routes.").unwrap_or(&build.scope);
     let help = "Requests refused because another site asked for them";
