@@ -78,10 +78,14 @@ reasons! {
     Unauthenticated     "unauthenticated"      UNAUTHORIZED Client "http_request_denied" "Valid credentials are required.";
     LoginFailed         "login-failed"         BAD_REQUEST Client "http_request_denied" "The login could not be completed.";
     Forbidden           "forbidden"            FORBIDDEN Client "http_request_denied" "The caller may not do this.";
+    CrossSite           "cross-site"           FORBIDDEN Client "http_request_denied" "The request comes from a page of another site.";
     OverQuota           "over-quota"           TOO_MANY_REQUESTS Client "http_request_denied" "The quota is used up.";
     UnknownHost         "unknown-host"         BAD_GATEWAY Proxy "destination_not_found" "The mesh knows no service of this name.";
     LoopDetected        "loop-detected"        LOOP_DETECTED Proxy "proxy_loop_detected" "The request came back to this proxy.";
     Overloaded          "overloaded"           SERVICE_UNAVAILABLE Proxy "connection_limit_reached" "The proxy is at its limit.";
+    Shed                "shed"                 SERVICE_UNAVAILABLE Proxy "connection_limit_reached" "The proxy is short of room and serves more important requests first.";
+    Maintenance         "maintenance"          SERVICE_UNAVAILABLE Proxy "proxy_internal_response" "The route is being worked on.";
+    Injected            "injected"             SERVICE_UNAVAILABLE Proxy "proxy_internal_response" "This failure was injected on purpose.";
     Draining            "draining"             SERVICE_UNAVAILABLE Proxy "proxy_internal_response" "The proxy is shutting down.";
     NoEndpoint          "no-endpoint"          SERVICE_UNAVAILABLE Proxy "destination_unavailable" "The service has no endpoint.";
     NoHealthyEndpoint   "no-healthy-endpoint"  SERVICE_UNAVAILABLE Proxy "destination_unavailable" "The service has no healthy endpoint.";
@@ -89,6 +93,7 @@ reasons! {
     PendingOverflow     "pending-overflow"     SERVICE_UNAVAILABLE Proxy "connection_limit_reached" "Too many requests wait for the service.";
     PendingTimeout      "pending-timeout"      SERVICE_UNAVAILABLE Proxy "connection_limit_reached" "The request waited too long for the service.";
     IdentityUnavailable "identity-unavailable" SERVICE_UNAVAILABLE Proxy "proxy_internal_error" "The keys to check credentials are not available.";
+    AuthorizationUnavailable "authorization-unavailable" SERVICE_UNAVAILABLE Proxy "proxy_internal_error" "Who decides about the request could not be asked.";
     NoWeight            "no-weight"            INTERNAL_SERVER_ERROR Proxy "proxy_configuration_error" "Every service of the route has weight 0.";
     FilterFailed        "filter-failed"        INTERNAL_SERVER_ERROR Proxy "proxy_internal_error" "A filter could not decide.";
     Internal            "internal"             INTERNAL_SERVER_ERROR Proxy "proxy_internal_error" "The proxy failed.";
@@ -127,6 +132,10 @@ pub struct Fault {
     pub by: &'static str,
     /// Which identities were asked and why none opened a way: the problem's `tried`. `None` costs nothing.
     pub tried: Option<Box<[Attempted]>>,
+    /// Status of the answer, where a filter's config says another than the reason's own.
+    pub status: Option<StatusCode>,
+    /// `grpc-status` of the answer to a gRPC call, where it is another than the reason's own.
+    pub grpc: Option<u16>,
 }
 
 /// What became of one identity, as the problem's `tried` lists it (RFC 9457 section 3.2, extension members).
@@ -141,15 +150,18 @@ pub struct Attempted {
 }
 
 impl Fault {
+    const fn made(reason: Reason, proof: Proof) -> Self {
+        Self { reason, proof, detail: Cow::Borrowed(""), headers: None, by: "", tried: None, status: None, grpc: None }
+    }
     /// A failure whose request may have run (irrelevant for faults found before any try).
     #[must_use]
     pub const fn new(reason: Reason) -> Self {
-        Self { reason, proof: Proof::MayHaveRun, detail: Cow::Borrowed(""), headers: None, by: "", tried: None }
+        Self::made(reason, Proof::MayHaveRun)
     }
     /// A failed try that provably did not run the request.
     #[must_use]
     pub const fn never_ran(reason: Reason) -> Self {
-        Self { reason, proof: Proof::NeverRan, detail: Cow::Borrowed(""), headers: None, by: "", tried: None }
+        Self::made(reason, Proof::NeverRan)
     }
     /// Says more, for people.
     #[must_use]
@@ -168,6 +180,23 @@ impl Fault {
     pub fn tried(mut self, tried: Vec<Attempted>) -> Self {
         self.tried = Some(tried.into());
         self
+    }
+    /// Answers with another status than the reason's own.
+    #[must_use]
+    pub const fn answer(mut self, status: StatusCode) -> Self {
+        self.status = Some(status);
+        self
+    }
+    /// Answers gRPC calls with another status than the reason's own.
+    #[must_use]
+    pub const fn grpc_status(mut self, status: u16) -> Self {
+        self.grpc = Some(status);
+        self
+    }
+    /// Status of the answer.
+    #[must_use]
+    pub fn status(&self) -> StatusCode {
+        self.status.unwrap_or_else(|| self.reason.status())
     }
     /// Adds a response field.
     #[must_use]

@@ -2,16 +2,20 @@
 
 pub mod body;
 pub mod call;
+pub mod chance;
 pub mod client;
 pub mod clock;
 pub mod entry;
 pub mod expr;
 pub mod fault;
 pub mod filter;
+pub mod grpc;
+pub mod inject;
 pub mod judged;
 pub mod keep;
 pub mod mesh;
 pub mod metrics;
+pub mod origin;
 pub mod place;
 pub mod principal;
 pub mod request;

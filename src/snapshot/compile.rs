@@ -16,8 +16,10 @@ use onehop_filters::contract::{
 use rustls_pki_types::ServerName;
 
 use super::estate::Staging;
+use super::overload::Overload;
 use super::service::Service;
-use super::{Action, Fallback, Link, Listener, Route, Snapshot, Split, Target};
+use super::split::Split;
+use super::{Action, Fallback, Link, Listener, Route, Snapshot, Target};
 use crate::config::plan::{self, Plan};
 use crate::observe::access_log::AccessLog;
 use crate::observe::metrics::{EngineMetrics, RouteMetrics, ServiceMetrics};
@@ -51,6 +53,7 @@ pub fn compile(compiler: &mut Compiler<'_, '_>, plan: &Plan, generation: u64) ->
     let mut routes = routes(compiler, plan, &directory, &mut errors);
     let mut listeners = listeners(plan, &mut errors);
     pass_through(compiler, plan, &directory, &mut routes, &mut listeners);
+    let overload = Overload::build(plan, &mut compiler.build(plan, &directory, "runtime".to_owned(), Span::default()));
     let logs = telemetry(compiler, plan).map_err(|e| errors.push(e)).ok();
     let (Some((access_log, tracer)), true) = (logs, errors.is_empty()) else { return Err(errors) };
     Ok(Snapshot {
@@ -64,6 +67,7 @@ pub fn compile(compiler: &mut Compiler<'_, '_>, plan: &Plan, generation: u64) ->
         access_log,
         tracer,
         telemetry: plan.telemetry.clone(),
+        overload,
         lifecycle: plan.lifecycle.clone(),
         directory,
     })
@@ -245,8 +249,10 @@ fn routes(
 ) -> Vec<Route> {
     let mut routes = Vec::with_capacity(plan.routes.len());
     for route in &plan.routes {
-        match chain(compiler, plan, directory, route) {
-            Ok(chain) => routes.push(Route {
+        let made = chain(compiler, plan, directory, route);
+        let action = action(plan, route).map_err(|e| errors.push(e)).ok();
+        match made {
+            Ok((chain, known)) => routes.extend(action.map(|action| Route {
                 info: Arc::new(RouteInfo {
                     name: route.name.clone(),
                     upgrades: route.upgrades.clone(),
@@ -265,24 +271,29 @@ fn routes(
                 idle_timeout: route.idle_timeout,
                 body_limit: route.body_limit,
                 inherit_deadline: route.inherit_deadline,
-                action: action(plan, &route.action),
+                known,
+                action,
                 metrics: RouteMetrics::new(compiler.metrics, &route.name),
-            }),
+            })),
             Err(mut found) => errors.append(&mut found),
         }
     }
     routes
 }
 
-fn action(plan: &Plan, action: &plan::Action) -> Action {
-    match action {
+fn action(plan: &Plan, route: &plan::Route) -> Result<Action, ConfigError> {
+    Ok(match &route.action {
         plan::Action::Forward(to) => {
             let targets: Vec<(usize, u32)> = callees(plan, to).map(|(service, weight)| (service.0, weight)).collect();
-            Action::Forward(Split::new(&targets))
+            let split = Split::new(&targets);
+            Action::Forward(match &route.sticky {
+                Some(sticky) => split.sticky(sticky, to)?,
+                None => split,
+            })
         }
         plan::Action::Redirect(redirect) => Action::Redirect(Box::new(redirect.clone())),
         plan::Action::Respond(canned) => Action::Respond(canned.clone()),
-    }
+    })
 }
 
 /// The services of a split, by position.
@@ -290,13 +301,14 @@ fn callees<'a>(plan: &'a Plan, to: &'a [(String, u32)]) -> impl Iterator<Item = 
     to.iter().filter_map(|(name, weight)| Some((ServiceId(position(plan, name)?), *weight)))
 }
 
-/// Builds the filters of a route in the order of their phases, which is not the user's to get wrong.
+/// Builds the filters of a route in the order of their phases, which is not the user's to get wrong. Also how many of
+/// them find out who calls.
 fn chain(
     compiler: &mut Compiler<'_, '_>,
     plan: &Plan,
     directory: &Directory,
     route: &plan::Route,
-) -> Result<Box<[Link]>, Vec<ConfigError>> {
+) -> Result<(Box<[Link]>, usize), Vec<ConfigError>> {
     let keys: Vec<&str> = route.filters.iter().map(|(k, _)| k.as_str()).collect();
     let view = RouteView { name: &route.name, keys: &keys };
     let mut found: Vec<(Phase, &'static str, Arc<dyn Filter>)> = Vec::new();
@@ -318,8 +330,9 @@ fn chain(
         return Err(errors);
     }
     found.sort_by_key(|(phase, name, _)| (*phase, *name));
+    let known = found.iter().filter(|(phase, ..)| *phase < Phase::Quota).count();
     let links = found.into_iter().map(|(_, name, filter)| Link { name, response: filter.needs().response, filter });
-    Ok(links.collect())
+    Ok((links.collect(), known))
 }
 
 fn listeners(plan: &Plan, errors: &mut Vec<ConfigError>) -> Vec<Listener> {
@@ -371,6 +384,7 @@ fn unrouted(metrics: &Arc<Registry>) -> Route {
     Route {
         info: Arc::new(RouteInfo { name: "".into(), upgrades: Vec::new(), to: Vec::new() }),
         chain: Box::new([]),
+        known: 0,
         answers: false,
         preflights: false,
         request_timeout: None,
