@@ -13,7 +13,9 @@ use contract::Entry;
 pub const BUILTIN: &[Entry] = &[
     api::api_key::ENTRY,
     api::auth::ENTRY,
+    api::compression::ENTRY,
     api::cors::ENTRY,
+    api::decompression::ENTRY,
     api::jwt::ENTRY,
     api::quota::ENTRY,
     api::transform::ENTRY,

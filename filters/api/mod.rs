@@ -2,7 +2,10 @@
 
 pub mod api_key;
 pub mod auth;
+pub mod compression;
+pub mod content;
 pub mod cors;
+pub mod decompression;
 pub mod jwt;
 pub mod quota;
 pub mod transform;

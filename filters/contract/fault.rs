@@ -68,6 +68,10 @@ reasons! {
     HeadTimeout         "head-timeout"         REQUEST_TIMEOUT Client "http_request_error" "The request head did not arrive in time.";
     BodyTimeout         "body-timeout"         REQUEST_TIMEOUT Client "http_request_error" "The request body stopped arriving.";
     ExpectationFailed   "expectation-failed"   EXPECTATION_FAILED Client "http_request_error" "Only 100-continue can be expected.";
+    BadBody             "bad-body"             BAD_REQUEST Client "http_request_error" "The request body cannot be read.";
+    UnsupportedMedia    "unsupported-media"    UNSUPPORTED_MEDIA_TYPE Client "http_request_error" "The body's type or coding is not taken here.";
+    InvalidRequest      "invalid-request"      BAD_REQUEST Client "http_request_error" "The request does not match its description.";
+    NotDescribed        "not-described"        NOT_FOUND Client "destination_not_found" "The description has no such path.";
     MethodRefused       "method-refused"       METHOD_NOT_ALLOWED Client "http_request_denied" "This method is not served here.";
     UpgradeRefused      "upgrade-refused"      FORBIDDEN Client "http_upgrade_failed" "The route does not allow this upgrade.";
     Misdirected         "misdirected"          MISDIRECTED_REQUEST Client "http_request_denied" "This host is not served on this connection.";
@@ -98,6 +102,9 @@ reasons! {
     Truncated           "truncated"            BAD_GATEWAY Upstream "http_response_incomplete" "The endpoint closed in mid-body.";
     BadResponse         "bad-response"         BAD_GATEWAY Upstream "http_protocol_error" "The endpoint broke the protocol.";
     ResponseTooLarge    "response-too-large"   BAD_GATEWAY Upstream "http_response_header_section_size" "The response head is too large.";
+    BodyUnusable        "body-unusable"        BAD_GATEWAY Upstream "http_response_content_coding" "The endpoint's body cannot be worked on.";
+    ResponseBodyTooLarge "response-body-too-large" BAD_GATEWAY Upstream "http_response_body_size" "The endpoint's body is larger than what may be worked on.";
+    InvalidResponse     "invalid-response"     BAD_GATEWAY Upstream "http_protocol_error" "The endpoint's answer does not match its description.";
     IdleTimeout         "idle-timeout"         GATEWAY_TIMEOUT Upstream "http_response_timeout" "The exchange stood still for too long.";
     ClientGone          "client-gone"          BAD_REQUEST Client "connection_terminated" "The caller left before the answer was complete.";
 }
@@ -121,18 +128,29 @@ pub struct Fault {
     pub headers: Option<Box<http::HeaderMap>>,
     /// The filter or room that decided, for `Proxy-Status` and the log.
     pub by: &'static str,
+    /// What is wrong with which part of the message: the problem's `errors`. `None` costs nothing.
+    pub errors: Option<Box<[Mistake]>>,
+}
+
+/// One mistake in a message, as the problem's `errors` lists it (RFC 9457 section 3, extension member).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mistake {
+    /// Where: a JSON pointer into the body (RFC 6901), or `query.NAME`, `headers.NAME`, `path.NAME`, `cookies.NAME`.
+    pub pointer: String,
+    /// What is wrong. Never what stood there.
+    pub detail: String,
 }
 
 impl Fault {
     /// A failure whose request may have run (irrelevant for faults found before any try).
     #[must_use]
     pub const fn new(reason: Reason) -> Self {
-        Self { reason, proof: Proof::MayHaveRun, detail: Cow::Borrowed(""), headers: None, by: "" }
+        Self { reason, proof: Proof::MayHaveRun, detail: Cow::Borrowed(""), headers: None, by: "", errors: None }
     }
     /// A failed try that provably did not run the request.
     #[must_use]
     pub const fn never_ran(reason: Reason) -> Self {
-        Self { reason, proof: Proof::NeverRan, detail: Cow::Borrowed(""), headers: None, by: "" }
+        Self { reason, proof: Proof::NeverRan, detail: Cow::Borrowed(""), headers: None, by: "", errors: None }
     }
     /// Says more, for people.
     #[must_use]
@@ -144,6 +162,12 @@ impl Fault {
     #[must_use]
     pub const fn by(mut self, by: &'static str) -> Self {
         self.by = by;
+        self
+    }
+    /// Lists what is wrong with which part of the message.
+    #[must_use]
+    pub fn errors(mut self, errors: Vec<Mistake>) -> Self {
+        self.errors = Some(errors.into());
         self
     }
     /// Adds a response field.

@@ -10,7 +10,7 @@ use http_body::Body as _;
 use hyper::upgrade::OnUpgrade;
 use onehop_filters::contract::trail::{Outcome, Trail};
 use onehop_filters::contract::{
-    Body, Conn, Fault, Moment, Origin, Reason, RequestCx, ResponseCx, Scratch, Step, Trace, Verdict, now,
+    Body, Conn, Dialect, Fault, Moment, Origin, Reason, RequestCx, ResponseCx, Scratch, Step, Trace, Verdict, now,
 };
 use smallvec::SmallVec;
 
@@ -397,12 +397,15 @@ async fn call(rq: &mut Request, callee: Callee<'_>) -> Result<Answer, Fault> {
             link.informational(status, &headers);
         }
     });
+    // As the filters left it: some speak gRPC, which needs trailers, for a caller that does not.
+    let grpc = ex.cx.headers.get(header::CONTENT_TYPE).is_some_and(fault::is_grpc);
+    let translated = ex.cx.scratch.find::<Dialect>().is_some();
     let mut handshake = upgrade::Handshake::begin(&mut ex.cx, wanted.as_ref());
     let wants = Wants {
-        te_trailers: rq.te_trailers,
+        te_trailers: rq.te_trailers || (grpc && translated),
         expect_continue: rq.expect_continue,
         upgrade: wanted.as_ref(),
-        grpc: rq.grpc,
+        grpc,
         informational: relay.as_ref().map(|f| f as &(dyn Fn(StatusCode, HeaderMap) + Send + Sync)),
     };
     let got = match callee {
@@ -423,7 +426,10 @@ async fn call(rq: &mut Request, callee: Callee<'_>) -> Result<Answer, Fault> {
 /// A fault as a response, with the fields that filters promised for any answer.
 fn render(ex: &mut Exchange, fault: &Fault) -> ResponseCx {
     ex.tally.refused = Some((fault.reason, fault.by));
-    let asked = fault::Asked::of(&ex.cx.method, &ex.cx.headers, &ex.cx.request_id);
+    let mut asked = fault::Asked::of(&ex.cx.method, &ex.cx.headers, &ex.cx.request_id);
+    if let Some(caller) = ex.cx.scratch.find::<Dialect>() {
+        asked.grpc = caller.grpc.as_ref();
+    }
     let (parts, body) = fault::response(fault, &asked).into_parts();
     ResponseCx { status: parts.status, headers: parts.headers, body, origin: Origin::Fault }
 }
