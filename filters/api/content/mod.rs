@@ -5,8 +5,14 @@ mod adapter;
 #[cfg(test)]
 mod tests;
 
+use bytes::Bytes;
+use futures_util::stream;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue};
+use http_body::Frame;
+use http_body_util::{BodyExt, StreamBody};
 use smallvec::SmallVec;
+
+use crate::contract::{Body, BodyError, Buffered, Fault, Moment, Reason, now};
 
 pub use adapter::{Limits, decode, encode};
 
@@ -105,6 +111,36 @@ pub fn weaken(headers: &mut HeaderMap) {
             *tag = weak;
         }
     }
+}
+
+/// Reads a body ahead, no longer than until the request's deadline: a body that trickles must not be waited for for ever.
+///
+/// # Errors
+/// The body broke off, or `late`.
+pub async fn read_ahead(body: &mut Body, limit: usize, deadline: Moment, late: Reason) -> Result<Buffered, BodyError> {
+    if deadline == Moment::MAX {
+        return body.buffer(limit).await;
+    }
+    let left = deadline.since(now());
+    tokio::time::timeout(left, body.buffer(limit)).await.unwrap_or_else(|_| Err(Box::new(Fault::new(late))))
+}
+
+/// Puts other bytes in the place of a body that was read ahead. Its trailers stay.
+///
+/// # Errors
+/// None that its reading did not have: it lies in memory.
+pub async fn replace(body: &mut Body, bytes: Vec<u8>) -> Result<(), BodyError> {
+    let old = match std::mem::take(body) {
+        Body::Stream(old) => old,
+        Body::Empty | Body::Full(_) => {
+            *body = Body::full(bytes);
+            return Ok(());
+        }
+    };
+    let trailers = old.collect().await?.trailers().cloned();
+    let frames = [Some(Frame::data(Bytes::from(bytes))), trailers.map(Frame::trailers)];
+    *body = Body::stream(StreamBody::new(stream::iter(frames.into_iter().flatten().map(Ok))));
+    Ok(())
 }
 
 /// Adds a name to `vary`, unless it stands there or `*` does.
