@@ -16,6 +16,7 @@ pub const BUILTIN: &[Entry] = &[
     api::compression::ENTRY,
     api::cors::ENTRY,
     api::decompression::ENTRY,
+    api::grpc_web::ENTRY,
     api::jwt::ENTRY,
     api::quota::ENTRY,
     api::transform::ENTRY,

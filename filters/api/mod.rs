@@ -6,6 +6,7 @@ pub mod compression;
 pub mod content;
 pub mod cors;
 pub mod decompression;
+pub mod grpc_web;
 pub mod jwt;
 pub mod quota;
 pub mod transform;
