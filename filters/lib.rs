@@ -19,6 +19,7 @@ pub const BUILTIN: &[Entry] = &[
     api::grpc_web::ENTRY,
     api::jwt::ENTRY,
     api::quota::ENTRY,
+    api::transcode::ENTRY,
     api::transform::ENTRY,
     mesh::discover::static_::ENTRY,
     mesh::discover::dns::ENTRY,

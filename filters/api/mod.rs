@@ -9,7 +9,9 @@ pub mod decompression;
 pub mod grpc_web;
 pub mod jwt;
 pub mod quota;
+pub mod transcode;
 pub mod transform;
+mod watched;
 
 #[cfg(test)]
 pub(crate) mod fixture;
