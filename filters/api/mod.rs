@@ -12,6 +12,10 @@ pub mod ext_auth;
 pub mod fault;
 pub mod idempotency;
 pub use bearer::CLIENT_IDS;
+pub mod compression;
+pub mod content;
+pub mod decompression;
+pub mod grpc_web;
 pub mod introspection;
 pub mod ip_rules;
 pub mod jose;
@@ -20,7 +24,9 @@ pub mod maintenance;
 pub mod mirror;
 pub mod mtls;
 pub mod quota;
+pub mod transcode;
 pub mod transform;
+mod watched;
 
 #[cfg(test)]
 pub(crate) mod fixture;

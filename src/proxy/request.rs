@@ -12,7 +12,8 @@ use onehop_filters::contract::metrics::Gauge;
 use onehop_filters::contract::scratch::Failure;
 use onehop_filters::contract::trail::{Outcome, Trail};
 use onehop_filters::contract::{
-    Body, Conn, Fault, Moment, Origin, Proof, Reason, RequestCx, ResponseCx, Scratch, Side, Step, Trace, Verdict, now,
+    Body, Conn, Dialect, Fault, Moment, Origin, Proof, Reason, RequestCx, ResponseCx, Scratch, Side, Step, Trace,
+    Verdict, now,
 };
 use smallvec::SmallVec;
 
@@ -431,12 +432,15 @@ async fn call(rq: &mut Request, callee: Callee<'_>) -> Result<Answer, Fault> {
             link.informational(status, &headers);
         }
     });
+    // As the filters left it: some speak gRPC, which needs trailers, for a caller that does not.
+    let grpc = ex.cx.headers.get(header::CONTENT_TYPE).is_some_and(fault::is_grpc);
+    let translated = ex.cx.scratch.find::<Dialect>().is_some();
     let mut handshake = upgrade::Handshake::begin(&mut ex.cx, wanted.as_ref());
     let wants = Wants {
-        te_trailers: rq.te_trailers,
+        te_trailers: rq.te_trailers || (grpc && translated),
         expect_continue: rq.expect_continue,
         upgrade: wanted.as_ref(),
-        grpc: rq.grpc,
+        grpc,
         informational: relay.as_ref().map(|f| f as &(dyn Fn(StatusCode, HeaderMap) + Send + Sync)),
     };
     let got = match callee {
@@ -460,7 +464,10 @@ fn render(ex: &mut Exchange, fault: &Fault) -> ResponseCx {
     // What a filter or a gate refuses never reached an endpoint, whatever its fault says of tries.
     let may_have_run = fault.reason.side() == Side::Upstream && fault.proof == Proof::MayHaveRun;
     ex.cx.scratch.put(Failure { reason: fault.reason, may_have_run });
-    let asked = fault::Asked::of(&ex.cx.method, &ex.cx.headers, &ex.cx.request_id);
+    let mut asked = fault::Asked::of(&ex.cx.method, &ex.cx.headers, &ex.cx.request_id);
+    if let Some(caller) = ex.cx.scratch.find::<Dialect>() {
+        asked.grpc = caller.grpc.as_ref();
+    }
     let (parts, body) = fault::response(fault, &asked).into_parts();
     ResponseCx { status: parts.status, headers: parts.headers, body, origin: Origin::Fault }
 }

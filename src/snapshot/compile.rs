@@ -93,7 +93,8 @@ impl Compiler<'_, '_> {
 fn directory(compiler: &mut Compiler<'_, '_>, plan: &Plan, errors: &mut Vec<ConfigError>) -> Directory {
     // Services are compiled in the order of their names.
     let services = plan.services.keys().cloned().zip((0..).map(ServiceId)).collect();
-    let mut directory = Directory { services, ..Directory::default() };
+    let http1 = plan.routes.iter().filter_map(|route| Some((route.name.to_string(), http1(plan, route)?)));
+    let mut directory = Directory { services, http1: http1.collect(), ..Directory::default() };
     for (name, p) in &plan.plans {
         let made = ConsumerPlan { name: name.as_str().into(), priority: p.priority, sections: p.sections.clone() };
         directory.plans.insert(name.clone(), Arc::new(made));
@@ -128,6 +129,14 @@ fn directory(compiler: &mut Compiler<'_, '_>, plan: &Plan, errors: &mut Vec<Conf
     directory.identities = identities;
     directory.held.clear();
     directory
+}
+
+/// A service of the route that only speaks HTTP/1.1.
+fn http1(plan: &Plan, route: &plan::Route) -> Option<String> {
+    let plan::Action::Forward(to) = &route.action else { return None };
+    let mut names = to.iter().map(|(name, _)| name);
+    let found = names.find(|name| plan.services.get(*name).is_some_and(|s| s.protocol == plan::Protocol::H1))?;
+    Some(found.clone())
 }
 
 fn targets(
