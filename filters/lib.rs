@@ -15,6 +15,7 @@ pub const BUILTIN: &[Entry] = &[
     api::auth::ENTRY,
     api::cors::ENTRY,
     api::jwt::ENTRY,
+    api::oidc::ENTRY,
     api::quota::ENTRY,
     api::transform::ENTRY,
     mesh::discover::static_::ENTRY,

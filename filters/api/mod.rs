@@ -5,6 +5,7 @@ pub mod auth;
 pub mod cors;
 pub mod jose;
 pub mod jwt;
+pub mod oidc;
 pub mod quota;
 pub mod transform;
 

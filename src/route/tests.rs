@@ -52,7 +52,7 @@ fn ask_with(table: &Table<usize>, method: &Method, host: &str, target: &str, fie
     let field = |(n, v): &(&str, &str)| (n.parse::<HeaderName>().unwrap(), v.parse::<HeaderValue>().unwrap());
     let headers: HeaderMap = fields.iter().map(field).collect();
     let (path, query) = target.split_once('?').map_or((target, None), |(p, q)| (p, Some(q)));
-    table.find(&Probe { host, path, query, method, headers: &headers }).copied()
+    table.find(&Probe { host, path, query, method, headers: &headers, claims: None }).copied()
 }
 
 #[test]
@@ -276,7 +276,9 @@ fn a_hit_says_how_much_it_covers() {
     let t = table(vec![on(&["h"], vec![prefix("/foo/"), exact("/e/f"), regex("/r/.+")]), on(&[], vec![])]);
     let covered = |path: &str| {
         let headers = HeaderMap::new();
-        t.lookup(&Probe { host: "h", path, query: None, method: &Method::GET, headers: &headers }).unwrap().covered
+        t.lookup(&Probe { host: "h", path, query: None, method: &Method::GET, headers: &headers, claims: None })
+            .unwrap()
+            .covered
     };
     assert_eq!(
         (covered("/foo"), covered("/foo/x"), covered("/e/f"), covered("/r/xyz"), covered("/zz")),
@@ -308,7 +310,14 @@ fn explain_says_why() {
         on(&["a.com"], vec![prefix("/other")]),
     ]);
     let headers = HeaderMap::new();
-    let probe = Probe { host: "a.com", path: "/v1/orders/7", query: None, method: &Method::GET, headers: &headers };
+    let probe = Probe {
+        host: "a.com",
+        path: "/v1/orders/7",
+        query: None,
+        method: &Method::GET,
+        headers: &headers,
+        claims: None,
+    };
     let told: Vec<(usize, String)> = t.explain(&probe).into_iter().map(|c| (c.value, c.verdict.to_string())).collect();
     let expected = [
         (0, "won"),
@@ -486,7 +495,7 @@ proptest! {
         let single: Vec<RouteSpec> = routes.into_iter().filter(|r| r.hosts.len() < 2 && r.matches.len() < 2).collect();
         let t = table(single.clone());
         let headers = HeaderMap::new();
-        let probe = Probe { host: &host, path: &path, query: None, method: &Method::GET, headers: &headers };
+        let probe = Probe { host: &host, path: &path, query: None, method: &Method::GET, headers: &headers, claims: None };
         let found = t.find(&probe).copied();
         for (hidden, by) in t.shadowed() {
             prop_assert!(found != Some(hidden) && by < hidden);

@@ -5,13 +5,14 @@ pub mod cell;
 pub mod cluster;
 pub mod compile;
 pub mod estate;
+pub mod own_paths;
 pub mod service;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use onehop_filters::contract::{Directory, Filter, RouteInfo};
+use onehop_filters::contract::{Authenticator, Directory, Filter, RouteInfo};
 
 use crate::config::plan;
 use crate::observe::access_log::AccessLog;
@@ -78,6 +79,8 @@ pub struct Route {
     pub body_limit: Option<u64>,
     /// Whether a caller's deadline is taken over from any peer.
     pub inherit_deadline: bool,
+    /// Whom its filters ask who the user is.
+    pub identities: Box<[Arc<dyn Authenticator>]>,
     /// What it does in the end.
     pub action: Action,
     /// Its handles.

@@ -127,7 +127,16 @@ impl Lower<'_> {
                 query.push((key.name, value));
             }
         }
-        Some(Match { path, methods, headers, query })
+        let mut claims = Vec::new();
+        for (key, node) in self.pairs(raw.claims.as_ref()) {
+            if key.name.split('.').any(str::is_empty) {
+                let help = "write the name of a claim, `a.b` for one inside another";
+                self.error(key.span, format!("`{}` names no claim", key.name), help);
+            } else if let Some(value) = self.value(&node) {
+                claims.push((key.name, value));
+            }
+        }
+        Some(Match { path, methods, headers, query, claims })
     }
 
     fn pairs(&mut self, node: Option<&Node>) -> Vec<(Key, Node)> {
