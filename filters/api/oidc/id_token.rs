@@ -199,9 +199,11 @@ mod tests {
     #[test]
     fn logout_tokens_are_nothing_else() {
         let good = || json!({"iat": 1, "jti": "j", "sid": "s", "events": {LOGOUT: {}}});
-        let wanted = Logout { sid: Some("s".into()), subject: None, jti: "j".into() };
         for typ in [None, Some("logout+jwt"), Some("application/logout+JWT"), Some("JWT")] {
-            assert_eq!(logout(&token(good(), typ)), Ok(Logout { jti: "j".into(), sid: Some("s".into()), ..wanted }));
+            assert_eq!(
+                logout(&token(good(), typ)),
+                Ok(Logout { sid: Some("s".into()), subject: None, jti: "j".into() })
+            );
         }
         assert!(logout(&token(good(), Some("at+jwt"))).is_err());
         for (name, value) in [

@@ -109,6 +109,9 @@ impl Client {
             let bearer = tokens.token_type.eq_ignore_ascii_case("bearer");
             return if bearer { Ok(tokens) } else { Err(Failure::Denied("the access token is not a bearer token")) };
         }
+        if status >= 500 || status == 429 {
+            return Err(Failure::Unreachable(format!("the token endpoint answered {status}")));
+        }
         // RFC 6749 section 5.2. Of the words of the issuer none are shown, for they are not ours.
         let error = serde_json::from_slice::<Map<String, Json>>(answer.body()).ok();
         match error.as_ref().and_then(|e| e.get("error")).and_then(Json::as_str) {
