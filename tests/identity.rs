@@ -44,11 +44,11 @@ fn bench() -> Bench {
          \x20 corp: {{ jwt: {{ issuer: 'https://id.example.com/', audiences: [shop], algorithms: [ES256], jwks: {{ file: '{SET}' }}, claimsToHeaders: {{ plan: x-plan }} }} }}\n\
          \x20 later: {{ jwt: {{ issuer: 'https://other.example/', audiences: [shop], algorithms: [ES256], jwks: {{ url: 'http://127.0.0.1:9/' }} }} }}\n\
          routes:\n\
-         - {{ name: gold, matches: [{{ claims: {{ plan: gold }} }}], auth: {{ require: corp }}, cors: {{ allowOrigins: ['https://shop.example'] }}, to: gold }}\n\
-         - {{ name: tenant, matches: [{{ path: {{ prefix: /t }}, claims: {{ realm.tenant: {{ regex: 'a.*' }} }} }}], auth: {{ require: corp }}, to: gold, transform: {{ path: {{ replacePrefix: /tenant }} }} }}\n\
-         - {{ name: free, matches: [{{ path: {{ prefix: / }} }}], auth: {{ require: corp, optional: true }}, to: free }}\n\
-         - {{ name: open, matches: [{{ path: {{ prefix: /open }} }}], to: free }}\n\
-         - {{ name: open-gold, matches: [{{ path: {{ prefix: /open }}, claims: {{ plan: gold }} }}], auth: {{ require: corp }}, to: gold }}\n\
+         - {{ name: gold, hosts: [a.example], matches: [{{ claims: {{ plan: gold }} }}], auth: {{ require: corp }}, cors: {{ allowOrigins: ['https://shop.example'] }}, to: gold }}\n\
+         - {{ name: tenant, hosts: [a.example], matches: [{{ path: {{ prefix: /t }}, claims: {{ realm.tenant: {{ regex: 'a.*' }} }} }}], auth: {{ require: corp }}, to: gold, transform: {{ path: {{ replacePrefix: /tenant }} }} }}\n\
+         - {{ name: free, hosts: [a.example], matches: [{{ path: {{ prefix: / }} }}], auth: {{ require: corp, optional: true }}, to: free }}\n\
+         - {{ name: open, hosts: [a.example], matches: [{{ path: {{ prefix: /open }} }}], to: free }}\n\
+         - {{ name: open-gold, hosts: [a.example], matches: [{{ path: {{ prefix: /open }}, claims: {{ plan: gold }} }}], auth: {{ require: corp }}, to: gold }}\n\
          - {{ name: only, hosts: [only.example], matches: [{{ claims: {{ plan: {{ present: true }} }} }}], auth: {{ require: corp }}, to: gold }}\n\
          - {{ name: down, hosts: [down.example], matches: [{{ claims: {{ plan: gold }} }}], auth: {{ require: later }}, to: gold }}\n\
          - {{ name: down-free, hosts: [down.example], to: free }}\n\
@@ -148,7 +148,7 @@ fn claims_without_somebody_to_vouch_for_them_are_an_error() {
         let path = dir.path().join("bad.yaml");
         let text = format!(
             "version: 1\nidentities:\n  corp: {{ jwt: {{ issuer: i, audiences: [a], jwks: {{ file: '{SET}' }} }} }}\nroutes:\n\
-             - {{ name: gold, matches: [{{ claims: {{ plan: gold }} }}], {auth}respond: {{}} }}\n"
+             - {{ name: gold, hosts: [a.example], matches: [{{ claims: {{ plan: gold }} }}], {auth}respond: {{}} }}\n"
         );
         std::fs::write(&path, text).expect("a file");
         let output = std::process::Command::new(common::binary()).args(["check", "-c"]).arg(&path).output();

@@ -164,6 +164,12 @@ impl Pattern {
 
 impl Filter for Auth {
     fn on_request<'a>(&'a self, rq: &'a mut RequestCx) -> Step<'a> {
+        let judged = rq.scratch.take::<Judged>();
+        if judged.as_ref().is_some_and(|judged| self.has_accepted(judged)) {
+            // The fields were scrubbed before the identity wrote its own.
+            let tried = Tried { accepted: true, ..Tried::default() };
+            return Step::Done(self.conclude(rq, tried));
+        }
         for name in &self.scrub {
             rq.headers.remove(name);
         }
@@ -172,7 +178,7 @@ impl Filter for Auth {
             return Step::NEXT;
         }
         let mut tried = Tried::default();
-        if let Some(judged) = rq.scratch.take::<Judged>() {
+        if let Some(judged) = judged {
             return self.resume(rq, tried, judged);
         }
         for (at, identity) in self.identities.iter().enumerate() {
@@ -220,14 +226,14 @@ impl Tried {
 }
 
 impl Auth {
-    /// Goes on where the choice of the route left off: whoever accepted the request then is who it is now, also where
-    /// an identity that stands before it was not asked.
+    /// Whether the request was accepted when its route was chosen: by whom it was then is who it is now, also where an
+    /// identity that stands before that one was not asked.
+    fn has_accepted(&self, judged: &Judged) -> bool {
+        self.identities.iter().any(|i| matches!(judged.verdict(i), Some(AuthVerdict::Accepted)))
+    }
+
+    /// Goes on where the choice of the route left off.
     fn resume<'a>(&'a self, rq: &'a mut RequestCx, mut tried: Tried, mut judged: Judged) -> Step<'a> {
-        let accepted = |i: &&Arc<dyn Authenticator>| matches!(judged.verdict(i), Some(AuthVerdict::Accepted));
-        if self.identities.iter().find(accepted).is_some() {
-            tried.accepted = true;
-            return Step::Done(self.conclude(rq, tried));
-        }
         if self.identities.iter().any(|i| judged.verdict(i).is_none()) {
             return Step::Wait(Box::pin(self.wait(rq, 0, tried, judged)));
         }
