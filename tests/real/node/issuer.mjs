@@ -26,13 +26,15 @@ server.listen(0, '127.0.0.1', () => {
     features: { devInteractions: { enabled: true }, backchannelLogout: { enabled: true } },
     cookies: { keys: ['of-no-importance'] },
     pkce: { required: () => true },
+    // Its own calls nobody on this machine, against forged requests; the client is here.
+    fetch: (url, { dispatcher, ...options }) => fetch(url, options),
     issueRefreshToken: () => true,
     rotateRefreshToken: () => true,
     // Short, so that a test sees tokens renewed.
     ttl: { AccessToken: 6, AuthorizationCode: 60, Grant: 3600, IdToken: 3600, Interaction: 600, RefreshToken: 3600, Session: 3600 },
   });
   provider.on('backchannel.success', () => console.log('backchannel=success'));
-  provider.on('backchannel.error', (_, error) => console.log(`backchannel=${error.message}`));
+  provider.on('backchannel.error', (_, error) => console.log(`backchannel=${error.message} ${error.cause ?? ''}`));
   provider.on('server_error', (_, error) => console.log(`error=${error.stack}`));
   provider.on('grant.error', (_, error) => console.log(`grant=${error.error} ${error.error_detail}`));
   server.on('request', provider.callback());

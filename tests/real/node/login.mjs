@@ -29,6 +29,23 @@ async function logIn(path) {
   assert.equal(await browser.arrives('the browser is back', back), origin + path, 'where it wanted to go');
 }
 
+/** Opens a page that needs no login any more. */
+async function opened(path) {
+  await browser.open(origin + path);
+  await browser.arrives('another page', (url) => url === origin + path);
+  assert.equal(await browser.run(`performance.getEntriesByType('navigation')[0].redirectCount`), 0);
+  assert.match(await browser.text(), new RegExp(`^GET ${path} HTTP`));
+}
+
+/** Goes from a page of another site to the logout. */
+async function followLogoutLink() {
+  await browser.open(`${issuer}/.well-known/openid-configuration`);
+  await browser.arrives('a page of another site', (url) => url.startsWith(issuer));
+  await browser.run(`location.href = '${origin}/oauth2/logout'`);
+  await browser.arrives('the user is asked', (url) => url === `${origin}/oauth2/logout`);
+  assert.match(await browser.text(), /Do you want to log out/);
+}
+
 try {
   await logIn('/cart?item=7');
   const page = await browser.text();
@@ -43,9 +60,7 @@ try {
   assert.ok(!ours.some(({ name }) => name.includes('login')), 'the login left nothing behind');
   assert.equal(await browser.run('document.cookie'), '');
 
-  await browser.open(`${origin}/again`);
-  await browser.arrives('another page', (url) => url === `${origin}/again`);
-  assert.equal(await browser.run(`performance.getEntriesByType('navigation')[0].redirectCount`), 0);
+  await opened('/again');
 
   // Access tokens live for 6 s. However many requests ask at once, nobody is turned away and none is renewed twice.
   const tokens = new Set();
@@ -60,12 +75,9 @@ try {
   tokens.forEach((token) => console.log(`token=${token}`));
 
   // Another site's link does not log anybody out: the user is asked.
-  await browser.open(`${issuer}/.well-known/openid-configuration`);
-  await browser.arrives('a page of another site', (url) => url.startsWith(issuer));
-  await browser.run(`location.href = '${origin}/oauth2/logout'`);
-  await browser.arrives('the user is asked', (url) => url === `${origin}/oauth2/logout`);
-  assert.match(await browser.text(), /Do you want to log out/);
-  assert.equal((await fetched('/api')).status, 200, 'still there');
+  await followLogoutLink();
+  await opened('/still');
+  await followLogoutLink();
 
   // And says yes; the issuer asks for its own session.
   await browser.run(submit);
