@@ -1,6 +1,7 @@
 //! From a section of the configuration to the identity, and to what of it outlives the configuration.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use http::HeaderName;
@@ -36,6 +37,9 @@ const OWN_PARAMETERS: [&str; 11] = [
     "max_age",
     "request",
 ];
+
+/// Numbers of [`Core`]s.
+static NUMBERS: AtomicU64 = AtomicU64::new(1);
 
 pub fn build(node: &Node, build: &mut Build<'_>) -> Result<Arc<dyn Authenticator>, ConfigError> {
     Ok(Arc::new(oidc(node, build)?))
@@ -80,6 +84,7 @@ pub fn oidc(node: &Node, build: &mut Build<'_>) -> Result<Oidc, ConfigError> {
     }
     let paths = [Some(&config.redirect_path), Some(&config.logout_path), config.backchannel_logout_path.as_ref()];
     Ok(Oidc(Arc::new(Core {
+        number: NUMBERS.fetch_add(1, Relaxed),
         client,
         rules: Rules { issuer, audiences: vec![client_id], leeway, typ: None },
         algorithms: config.algorithms.value,

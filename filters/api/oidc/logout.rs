@@ -43,7 +43,7 @@ impl Core {
             let session = Which::Session(opened.session.id.clone());
             self.memory.revoked.add(session, seconds(), self.limits.max_age);
             self.counters.logged_out.inc();
-            let newest = self.memory.newer(&opened).unwrap_or(opened);
+            let newest = self.memory.newer(self, &opened).unwrap_or(opened);
             let endpoints = self.provider.endpoints().filter(|_| !self.local_logout);
             if let Some(end) = endpoints.and_then(|e| e.end_session.clone()) {
                 let back = format!("{}{}", origin(rq), self.after_logout);

@@ -59,6 +59,8 @@ struct Oidc(Arc<Core>);
 
 /// The identity as its own tasks hold it.
 struct Core {
+    /// Unique in the process: what one configuration made of a session is not what another would.
+    number: u64,
     name: Arc<str>,
     client: Client,
     /// Issuer and audience of every token.
@@ -141,7 +143,7 @@ impl Core {
         };
         let now = seconds();
         // Its newest form: other requests may have renewed it since the browser sent this one.
-        let newest = self.memory.newer(&opened).unwrap_or(opened);
+        let newest = self.memory.newer(self, &opened).unwrap_or(opened);
         if newest.session.left(self.limits, now) == 0 {
             self.counters.over.inc();
             self.forget(rq);

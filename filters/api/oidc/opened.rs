@@ -32,6 +32,8 @@ pub struct Opened {
     pub bearer: Option<HeaderValue>,
     /// The cookie it was read from.
     text: Box<str>,
+    /// Number of the [`Core`] that opened it.
+    by: u64,
     which: Vec<Which>,
     /// Generation of [`Revoked`] under which it was found good.
     checked: AtomicU64,
@@ -65,10 +67,19 @@ impl Opened {
                 value
             }),
             text: text.into(),
+            by: core.number,
             which,
             checked: AtomicU64::new(NEVER),
             session,
         })
+    }
+
+    /// The same session, opened by this very configuration.
+    pub fn seen_by(opened: Arc<Self>, core: &Core) -> Option<Arc<Self>> {
+        if opened.by == core.number {
+            return Some(opened);
+        }
+        Self::new(core, opened.session.clone(), "").map(Arc::new)
     }
 
     /// Whether it is what the browser has, not a newer form of it.

@@ -66,12 +66,13 @@ impl Default for Memory {
 }
 
 impl Memory {
-    /// A newer form of the session than this one.
-    pub fn newer(&self, opened: &Opened) -> Option<Arc<Opened>> {
+    /// A newer form of the session than this one, as the configuration of `core` sees it.
+    pub fn newer(&self, core: &Core, opened: &Opened) -> Option<Arc<Opened>> {
         if self.any.load(Relaxed) == 0 {
             return None;
         }
-        self.latest.get(&opened.session.id).filter(|latest| latest.session.renewed > opened.session.renewed)
+        let latest = self.latest.get(&opened.session.id)?;
+        if latest.session.renewed > opened.session.renewed { Opened::seen_by(latest, core) } else { None }
     }
 
     /// Whether the issuer failed a moment ago.
@@ -88,7 +89,10 @@ impl Core {
             Err(flight) => flight,
         };
         match flight.wait_for(Option::is_some).await {
-            Ok(outcome) => outcome.clone().unwrap_or(Outcome::Down),
+            Ok(outcome) => match outcome.clone().unwrap_or(Outcome::Down) {
+                Outcome::Renewed(renewed) => Opened::seen_by(renewed, self).map_or(Outcome::Over, Outcome::Renewed),
+                other => other,
+            },
             // The worker that flew is gone.
             Err(_) => Outcome::Down,
         }
@@ -97,7 +101,7 @@ impl Core {
     fn join(self: &Arc<Self>, opened: &Arc<Opened>) -> Result<Outcome, watch::Receiver<Option<Outcome>>> {
         let mut flights = self.memory.flights.lock();
         // Under the lock: one that has just landed left its result before it left the list.
-        if let Some(newer) = self.memory.newer(opened) {
+        if let Some(newer) = self.memory.newer(self, opened) {
             return Ok(Outcome::Renewed(newer));
         }
         if let Some(flight) = flights.get(&opened.session.id) {

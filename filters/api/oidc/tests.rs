@@ -343,7 +343,10 @@ async fn a_login_from_beginning_to_end() {
     assert_eq!(rq.headers["x-user"], "ann");
     assert!(!rq.headers.contains_key(AUTHORIZATION), "tokens stay here");
     assert!(rq.reply_headers.is_empty(), "nothing new for the browser");
-    assert!(!browser.0[0].1.contains("ann") && !format!("{:?}", browser.0).contains("r1"));
+    let sealed = URL_SAFE_NO_PAD.decode(&browser.0[0].1).expect("base64");
+    for secret in [&br#""f":"r1""#[..], br#""sub""#, br#""t":""#] {
+        assert!(!sealed.windows(secret.len()).any(|w| w == secret), "sealed");
+    }
 
     // The same answer again: the state was used, the issuer is not bothered.
     let error = issuer.finish(&oidc, &mut browser, &back).await.expect_err("replayed");
@@ -553,7 +556,8 @@ async fn a_long_session_takes_several_cookies_and_one_that_is_too_long_none() {
 #[tokio::test]
 async fn tokens_are_renewed_once_for_all_who_ask() {
     let issuer = Issuer::start().await;
-    let oidc = issuer.identity(json!({"forwardToken": true})).await;
+    let mut estate = Estate::default();
+    let oidc = issuer.identity_in(&mut estate, json!({"forwardToken": true})).await;
     // At once to be renewed: a quarter of its life is 30 s or more.
     issuer.told.lock().life = 0;
     let mut browser = Browser::default();
@@ -584,6 +588,13 @@ async fn tokens_are_renewed_once_for_all_who_ask() {
     let mut rq = browser.open("/");
     assert!(matches!(verdict(&oidc, &mut rq).await, AuthVerdict::Accepted));
     assert!(rq.reply_headers.is_empty());
+    // After a reload too, and as the new configuration wants it.
+    let more = json!({"forwardToken": false, "claimsToHeaders": {"email": "x-mail"}});
+    let reloaded = issuer.identity_in(&mut estate, more).await;
+    let mut rq = old.open("/");
+    assert!(matches!(verdict(&reloaded, &mut rq).await, AuthVerdict::Accepted));
+    assert_eq!(rq.headers["x-mail"], "ann@x");
+    assert!(!rq.headers.contains_key("x-user") && !rq.headers.contains_key(AUTHORIZATION));
     assert_eq!(issuer.asked.load(SeqCst), 2);
 }
 
