@@ -138,6 +138,37 @@ fn a_preflight_is_answered_for_the_route_that_may_follow() {
 }
 
 #[test]
+fn explain_says_what_claims_decided() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = dir.path().join("claims.yaml");
+    let text = format!(
+        "version: 1\nlisteners: {{ web: {{ bind: '127.0.0.1:0' }} }}\n\
+         identities: {{ corp: {{ jwt: {{ issuer: 'https://id.example.com/', audiences: [shop], jwks: {{ file: '{SET}' }} }} }} }}\n\
+         routes:\n\
+         - {{ name: gold, matches: [{{ claims: {{ plan: gold }} }}], auth: {{ require: corp }}, respond: {{}} }}\n\
+         - {{ name: free, respond: {{}} }}\n"
+    );
+    std::fs::write(&path, text).expect("a file");
+    let explain = |credential: &str| {
+        let mut command = std::process::Command::new(common::binary());
+        command.args(["explain", "-c"]).arg(&path).args(["GET", "http://a.example/"]);
+        if !credential.is_empty() {
+            command.args(["-H", credential.trim()]);
+        }
+        let output = command.output().expect("it runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let gold = explain(&bearer(serde_json::json!({"plan": "gold"})));
+    assert!(gold.contains("candidate gold (* prefix /): won") && gold.contains("route gold"), "{gold}");
+    assert!(gold.contains("candidate free (* prefix /): asks for fewer claims"), "{gold}");
+    let free = explain(&bearer(serde_json::json!({"plan": "free"})));
+    assert!(free.contains("candidate gold (* prefix /): claim plan differs") && free.contains("route free"), "{free}");
+    let nobody = explain("");
+    assert!(nobody.contains("claim plan of nobody: not authenticated") && nobody.contains("route free"), "{nobody}");
+}
+
+#[test]
 fn claims_without_somebody_to_vouch_for_them_are_an_error() {
     for (auth, says) in [
         ("", "asks nobody for them"),
