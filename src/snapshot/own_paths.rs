@@ -46,9 +46,12 @@ pub fn add(
         let is_asked = |route: &Route| route.identities.iter().any(|i| Arc::ptr_eq(i, identity));
         let asking: Vec<usize> = (0..plan.routes.len()).filter(|i| is_asked(&routes[*i])).collect();
         let (Ok(position), false) = (u32::try_from(routes.len()), asking.is_empty()) else { continue };
-        let exact = |path: &Box<str>| Match { path: Some(PathMatch::Exact(path.to_string())), ..Match::default() };
+        let exact = |path: &str| Match { path: Some(PathMatch::Exact(path.to_owned())), ..Match::default() };
         for route in asking.into_iter().map(|i| &plan.routes[i]) {
-            let spec = RouteSpec { hosts: route.hosts.clone(), matches: identity.paths().iter().map(exact).collect() };
+            let spec = RouteSpec {
+                hosts: route.hosts.clone(),
+                matches: identity.paths().iter().map(|path| exact(path)).collect(),
+            };
             let paths = OwnPaths { listeners: route.listeners.clone(), spec, route: position };
             if !own.contains(&paths) {
                 own.push(paths);

@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use std::time::Duration as Time;
 
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::api::jose::keys::Algorithm;
 use crate::contract::units::{Duration, Secret};
@@ -109,7 +109,7 @@ pub enum ClientAuth {
 }
 
 /// RFC 6265bis section 4.1.2.7.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum SameSite {
     /// Links from elsewhere find the user logged in; forms and scripts from elsewhere do not.
