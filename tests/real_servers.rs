@@ -25,6 +25,8 @@ mod nginx;
 mod oidc;
 #[path = "real/otlp.rs"]
 mod otlp;
+#[path = "real/registries.rs"]
+mod registries;
 #[path = "real/tls.rs"]
 mod tls;
 #[path = "real/websocket.rs"]

@@ -27,7 +27,7 @@ pub async fn choose(ex: &mut Exchange, listener: &Listener, undecided: &[(u32, u
         cx.headers.remove(name);
     }
     let mut judged = Judged::default();
-    let mut accepted: Option<Arc<dyn Authenticator>> = None;
+    let mut accepted: Vec<Arc<dyn Authenticator>> = Vec::new();
     let mut stuck = None;
     'routes: for route in undecided {
         for identity in &view.routes[route.0 as usize].identities {
@@ -45,8 +45,11 @@ pub async fn choose(ex: &mut Exchange, listener: &Listener, undecided: &[(u32, u
             };
             judged.note(identity, verdict);
             if yes {
-                accepted = Some(identity.clone());
-                break 'routes;
+                accepted.push(identity.clone());
+                // A key or a certificate has no claims; somebody else may.
+                if cx.user.is_some() {
+                    break 'routes;
+                }
             }
             if no {
                 stuck.get_or_insert(*route);
@@ -63,7 +66,7 @@ pub async fn choose(ex: &mut Exchange, listener: &Listener, undecided: &[(u32, u
         claims: user.as_ref().map(|user| &user.claims),
     };
     let looked_up = || listener.table.lookup(&probe).map(|hit| (*hit.value, hit.covered));
-    let found = match (&accepted, stuck) {
+    let found = match (&user, stuck) {
         (Some(_), _) => looked_up(),
         (None, Some(route)) => Some(route),
         (None, None) => looked_up().or_else(|| undecided.first().copied()),
@@ -72,7 +75,8 @@ pub async fn choose(ex: &mut Exchange, listener: &Listener, undecided: &[(u32, u
         let route = found.map(|(i, _)| &view.routes[i as usize]);
         route.is_some_and(|route| route.identities.iter().any(|identity| Arc::ptr_eq(identity, by)))
     };
-    if !accepted.as_ref().is_some_and(asks) {
+    if !accepted.iter().all(asks) {
+        judged.forget_accepted();
         (cx.headers, cx.target) = (headers, target);
         (cx.user, cx.consumer) = (None, None);
     }

@@ -131,8 +131,8 @@ impl Hasher for Identity {
     }
 }
 
-/// Order within one node and kind, best first: method, most headers, most query parameters, most claims, first in the
-/// list. Regexes go by their length before that.
+/// Order within one node and kind, best first: method, most headers and cookies, most query parameters, most claims,
+/// first in the list. Regexes go by their length before that.
 type Rank = (Most, bool, Most, Most, Most, u32);
 type Most = std::cmp::Reverse<usize>;
 
@@ -140,10 +140,9 @@ impl<T> Entry<T> {
     pub(super) fn rank(&self) -> Rank {
         use std::cmp::Reverse;
         let length = Reverse(self.regex.as_ref().map_or(0, |r| r.pattern.len()));
-        let (method, headers, query, claims) = self
-            .conditions
-            .as_ref()
-            .map_or((false, 0, 0, 0), |c| (!c.methods.is_empty(), c.headers.len(), c.query.len(), c.claims.len()));
+        let (method, headers, query, claims) = self.conditions.as_ref().map_or((false, 0, 0, 0), |c| {
+            (!c.methods.is_empty(), c.headers.len() + c.cookies.len(), c.query.len(), c.claims.len())
+        });
         (length, !method, Reverse(headers), Reverse(query), Reverse(claims), self.order)
     }
 

@@ -60,7 +60,7 @@ pub fn add(
         let name: Arc<str> = format!("identities.{name}").into();
         let filter = Arc::new(Answers(identity.clone()));
         routes.push(Route {
-            info: Arc::new(RouteInfo { name: name.clone(), upgrades: Vec::new() }),
+            info: Arc::new(RouteInfo { name: name.clone(), upgrades: Vec::new(), to: Vec::new() }),
             chain: Box::new([Link { name: NAME, filter, response: false }]),
             request_timeout: Some(std::time::Duration::from_secs(15)),
             metrics: RouteMetrics::new(compiler.metrics, &name),
