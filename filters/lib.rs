@@ -30,6 +30,7 @@ pub const BUILTIN: &[Entry] = &[
     api::decompression::ENTRY,
     api::grpc_web::ENTRY,
     api::jwt::ENTRY,
+    api::oidc::ENTRY,
     api::mtls::ENTRY,
     api::mtls::CERTIFICATES,
     api::maintenance::ENTRY,

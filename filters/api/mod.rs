@@ -23,6 +23,7 @@ pub mod jwt;
 pub mod maintenance;
 pub mod mirror;
 pub mod mtls;
+pub mod oidc;
 pub mod quota;
 pub mod transcode;
 pub mod transform;

@@ -219,13 +219,15 @@ pub struct Sticky {
 }
 
 /// One of `routes[n].matches`.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Match {
     pub path: Option<PathMatch>,
     /// Empty = every method.
     pub methods: Vec<Method>,
     pub headers: Vec<(http::HeaderName, ValueMatch)>,
     pub query: Vec<(String, ValueMatch)>,
+    /// Names as written; a dot may lead into a claim.
+    pub claims: Vec<(String, ValueMatch)>,
     pub cookies: Vec<(String, ValueMatch)>,
 }
 

@@ -9,6 +9,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Ver
 use http_body::Body as _;
 use hyper::upgrade::OnUpgrade;
 use onehop_filters::contract::metrics::Gauge;
+use onehop_filters::contract::principal::User;
 use onehop_filters::contract::scratch::Failure;
 use onehop_filters::contract::trail::{Outcome, Trail};
 use onehop_filters::contract::{
@@ -22,7 +23,7 @@ use super::exchange::{Exchange, Outgoing, Tally, Told, Unanswered};
 use super::head::{Admitted, admit};
 use super::headers::forwarded::Stamp;
 use super::headers::{legal, request_id, trace, via};
-use super::{deadline, ledger, passthrough, upgrade};
+use super::{claims, deadline, ledger, passthrough, upgrade};
 use crate::config::plan::Capture;
 use crate::edge::body::Inbound;
 use crate::edge::serve::Link;
@@ -106,6 +107,9 @@ pub async fn serve(cell: &Cell, caller: &Caller, arrived: Arrived) -> Response<O
     view.engine.inflight.add(1);
     if view.overload.as_ref().is_some_and(|o| o.sheds(&view.engine.inflight, None)) {
         rq.doomed = Some(Fault::new(Reason::Shed).by("overload"));
+    } else if !rq.undecided.is_empty() && rq.doomed.is_none() {
+        // Boxed: the rare way must not make every request's future larger.
+        Box::pin(rq.decide(listener)).await;
     }
     rq.link = link;
     rq.on_upgrade = on_upgrade;
@@ -124,6 +128,27 @@ struct Request {
     on_upgrade: Option<OnUpgrade>,
     /// Found out before the chain: refuses without running it.
     doomed: Option<Fault>,
+    /// Routes that claims nobody knows yet decide about, and how much of the path each covers.
+    undecided: Vec<(u32, usize)>,
+    /// What the caller's deadline leaves, and whether every route takes it over.
+    left: (Option<Duration>, bool),
+}
+
+impl Request {
+    /// Chooses the route by the user's claims; gives the user.
+    async fn decide(&mut self, listener: &Listener) -> Option<Arc<User>> {
+        let undecided = std::mem::take(&mut self.undecided);
+        let (found, user) = claims::choose(&mut self.ex, listener, &undecided).await;
+        let view = self.ex.view.clone();
+        let route = found.map_or(&view.unrouted, |(i, _)| &view.routes[i as usize]);
+        let (left, always) = self.left;
+        let ex = &mut *self.ex;
+        ex.route = found.map(|(i, _)| i);
+        ex.cx.route = route.info.clone();
+        ex.cx.covered = found.map_or(0, |(_, covered)| covered);
+        ex.cx.deadline = due(route, ex.cx.started, left.filter(|_| always || route.inherit_deadline));
+        user
+    }
 }
 
 /// Settles everything about the request that does not depend on its route, then its route.
@@ -163,12 +188,20 @@ fn begin(view: &Arc<View>, listener: &Listener, caller: &Caller, admitted: Admit
         query: target.query(),
         method: &method,
         headers: &headers,
+        claims: None,
     };
-    let found = preflight(view, listener, &probe)
+    let preflight = preflight(view, listener, &probe);
+    let undecided = match preflight {
+        Some(_) => Vec::new(),
+        None => listener.table.undecided(&probe).into_iter().map(|hit| (*hit.value, hit.covered)).collect(),
+    };
+    let found = preflight
         .or_else(|| listener.table.lookup(&probe).map(|hit| (*hit.value, hit.covered)))
         .or_else(|| Some((listener.stranger.filter(|_| !listener.table.knows(probe.host))?, 0)));
     let route = found.map_or(&view.unrouted, |(i, _)| &view.routes[i as usize]);
-    let left = left.filter(|_| near || route.inherit_deadline || grpc);
+    let always = near || grpc;
+    let kept = (left, always);
+    let left = left.filter(|_| always || route.inherit_deadline);
     let asked = target.clone();
     let cx = RequestCx {
         conn: conn.clone(),
@@ -200,7 +233,18 @@ fn begin(view: &Arc<View>, listener: &Listener, caller: &Caller, admitted: Admit
     let route = found.map(|(i, _)| i);
     let mut ex = Unanswered::new(Exchange { cx, asked, view: view.clone(), route, fields, tally, admission: None });
     ex.cx.trail.timed = debug || trace.sampled;
-    Request { ex, te_trailers, expect_continue, upgrade, grpc, link: None, on_upgrade: None, doomed }
+    Request {
+        ex,
+        te_trailers,
+        expect_continue,
+        upgrade,
+        grpc,
+        link: None,
+        on_upgrade: None,
+        doomed,
+        undecided,
+        left: kept,
+    }
 }
 
 /// The route of a cross-origin preflight: the one that will serve the request it asks for, if that answers preflights.
@@ -211,8 +255,11 @@ fn preflight(view: &View, listener: &Listener, probe: &Probe<'_>) -> Option<(u32
     }
     let method = probe.headers.get(header::ACCESS_CONTROL_REQUEST_METHOD)?;
     let method = Method::from_bytes(method.as_bytes()).ok()?;
-    let hit = listener.table.lookup(&Probe { method: &method, ..*probe })?;
-    view.routes[*hit.value as usize].preflights.then_some((*hit.value, hit.covered))
+    let probe = Probe { method: &method, ..*probe };
+    // It carries no credential: routes that claims decide about answer for what may follow.
+    let undecided = listener.table.undecided(&probe).into_iter();
+    let mut hits = undecided.chain(listener.table.lookup(&probe)).map(|hit| (*hit.value, hit.covered));
+    hits.find(|(i, _)| view.routes[*i as usize].preflights)
 }
 
 /// Continues the caller's trace, or begins one if there is anywhere to report it.
@@ -581,20 +628,26 @@ pub async fn hypothetical(view: &Arc<View>, listener: &Listener, caller: &Caller
             return found;
         }
     };
-    let probe = Probe {
-        host: admitted.authority.host(),
-        path: admitted.target.path(),
-        query: admitted.target.query(),
-        method: &admitted.method,
-        headers: &admitted.headers,
-    };
-    found.candidates = listener.table.explain(&probe);
+    let (authority, target) = (admitted.authority.clone(), admitted.target.clone());
+    let (method, headers) = (admitted.method.clone(), admitted.headers.clone());
     let mut rq = begin(view, listener, caller, admitted, now());
+    rq.ex.cx.dry_run = true;
+    rq.ex.cx.trail.timed = true;
+    let user = match rq.undecided.is_empty() {
+        true => None,
+        false => rq.decide(listener).await,
+    };
+    found.candidates = listener.table.explain(&Probe {
+        host: authority.host(),
+        path: target.path(),
+        query: target.query(),
+        method: &method,
+        headers: &headers,
+        claims: user.as_ref().map(|user| &user.claims),
+    });
     found.route = rq.ex.route;
     found.refused = rq.doomed.take();
     let cx = &mut rq.ex.cx;
-    cx.dry_run = true;
-    cx.trail.timed = true;
     if let Some(route) = found.route.map(|i| &view.routes[i as usize]) {
         let mut ran = 0;
         found.verdict = match chain(cx, route, None, &mut ran).await {
