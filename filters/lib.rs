@@ -13,9 +13,12 @@ use contract::Entry;
 pub const BUILTIN: &[Entry] = &[
     api::api_key::ENTRY,
     api::auth::ENTRY,
+    api::concurrency::ENTRY,
     api::cors::ENTRY,
     api::jwt::ENTRY,
     api::quota::ENTRY,
+    api::quota::guard::ENTRY,
+    api::quota::usage::ENTRY,
     api::transform::ENTRY,
     mesh::discover::static_::ENTRY,
     mesh::discover::dns::ENTRY,

@@ -2,6 +2,8 @@
 
 pub mod api_key;
 pub mod auth;
+pub mod caller;
+pub mod concurrency;
 pub mod cors;
 pub mod jwt;
 pub mod quota;

@@ -125,6 +125,10 @@ pub struct Directory {
     pub api_keys: BTreeMap<[u8; 32], Arc<Consumer>>,
     /// `services`.
     pub services: BTreeMap<String, ServiceId>,
+    /// `state`.
+    pub state: Arc<super::state::Settings>,
+    /// What `check --effective` says besides the configuration: numbers that follow from it.
+    pub remarks: parking_lot::Mutex<Vec<String>>,
 }
 
 /// What building a filter may use.

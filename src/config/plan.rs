@@ -42,6 +42,8 @@ pub struct Plan {
     pub lifecycle: Lifecycle,
     /// `runtime.workers`; `None` = one per core of the cgroup.
     pub workers: Option<usize>,
+    /// `state`.
+    pub state: Arc<onehop_filters::contract::state::Settings>,
     /// The configuration as written (`${env.NAME}` unresolved), for `/config` and `check --effective`; secrets redacted
     /// when shown.
     pub source: Node,

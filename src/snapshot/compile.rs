@@ -89,7 +89,7 @@ impl Compiler<'_, '_> {
 fn directory(compiler: &mut Compiler<'_, '_>, plan: &Plan, errors: &mut Vec<ConfigError>) -> Directory {
     // Services are compiled in the order of their names.
     let services = plan.services.keys().cloned().zip((0..).map(ServiceId)).collect();
-    let mut directory = Directory { services, ..Directory::default() };
+    let mut directory = Directory { services, state: plan.state.clone(), ..Directory::default() };
     for (name, p) in &plan.plans {
         let made = ConsumerPlan { name: name.as_str().into(), priority: p.priority, sections: p.sections.clone() };
         directory.plans.insert(name.clone(), Arc::new(made));

@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use onehop_filters::contract::principal::Priority;
 use onehop_filters::contract::section::{Value, suggest};
+use onehop_filters::contract::state;
 use onehop_filters::contract::units::Secret;
 use onehop_filters::contract::{ConfigError, Entry, Node, Role, Span};
 
@@ -67,7 +68,6 @@ struct Lower<'a> {
 impl<'a> Lower<'a> {
     fn plan(&mut self, root: &Node) -> Option<Plan> {
         self.version(root);
-        self.unavailable(root, "state", "shared quota state");
         let admin = self.admin(root);
         let listeners = self.named(root, "listeners", "listener", Self::listener);
         let identities = self.named(root, "identities", "identity", |this, name, _, node| {
@@ -82,6 +82,7 @@ impl<'a> Lower<'a> {
         let telemetry = self.telemetry(root);
         let lifecycle = self.lifecycle(root);
         let workers = self.workers(root);
+        let state = self.state(root);
         let plan = Plan {
             dir: self.dir.clone(),
             hash: 0,
@@ -96,6 +97,7 @@ impl<'a> Lower<'a> {
             telemetry,
             lifecycle,
             workers,
+            state,
             source: Node { span: root.span, value: Value::Null },
             files: Files::default(),
             warnings: Vec::new(),
@@ -272,6 +274,17 @@ impl<'a> Lower<'a> {
                 let help = "write `auto` or a whole number from 1 to 1024";
                 self.error(raw.workers.span, "this is not a number of workers", help);
                 None
+            }
+        }
+    }
+
+    fn state(&mut self, root: &Node) -> Arc<state::Settings> {
+        let raw: state::State = self.top(root, "state");
+        match raw.settle(&self.dir) {
+            Ok(settings) => Arc::new(settings),
+            Err(e) => {
+                self.errors.push(e);
+                Arc::default()
             }
         }
     }
