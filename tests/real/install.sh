@@ -11,6 +11,8 @@ have dnsmasq dnsmasq-base
 have h2load nghttp2-client
 have wrk wrk
 have openssl openssl
+have redis-server redis-server
+have redis-cli redis-tools
 have podman podman
 have runc runc
 have python3 python3

@@ -61,7 +61,7 @@ impl Unit {
 /// One period.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Period {
-    /// Minutes from the epoch to its start, modulo 2^24: unique for 31 years.
+    /// Minutes from the epoch to its start, modulo 2^24 - 1, plus one: unique for 31 years, and never zero.
     pub number: u32,
     /// Its first second.
     pub start: i64,
@@ -70,19 +70,19 @@ pub struct Period {
 }
 
 /// Numbers of periods are modulo this.
-const NUMBERS: u32 = 1 << 24;
+const NUMBERS: i64 = (1 << 24) - 1;
 
 impl Period {
     /// From its bounds, in seconds of the epoch.
     pub fn new(start: i64, end: i64) -> Self {
-        let number = start.div_euclid(60).rem_euclid(i64::from(NUMBERS));
-        Self { number: u32::try_from(number).unwrap_or(0), start, end }
+        let number = start.div_euclid(60).rem_euclid(NUMBERS) + 1;
+        Self { number: u32::try_from(number).unwrap_or(1), start, end }
     }
 
-    /// Whether the period with that number comes after this one.
+    /// Whether the period with that number comes after this one. Zero is none.
     pub const fn is_before(&self, number: u32) -> bool {
-        let ahead = number.wrapping_sub(self.number) % NUMBERS;
-        ahead != 0 && ahead < NUMBERS / 2
+        let ahead = (number as i64 - self.number as i64).rem_euclid(NUMBERS);
+        number != 0 && ahead != 0 && ahead < NUMBERS / 2
     }
 }
 

@@ -285,7 +285,7 @@ fn bad_sections_name_their_cure() {
         (json!([{"by": "ip", "limit": 1, "per": "1m", "cost": -1}]), "a cost is 0 to"),
         (json!([{"by": "ip", "limit": 1, "per": "1m", "cost": "request.pth"}]), "did you mean `path`"),
         (json!([{"by": "ip", "limit": 1, "per": "1m", "cost": {"estimate": 1}}]), "`response` is missing"),
-        (json!([{"by": "ip", "limit": 1, "per": "1m", "cost": {"response": "response.bits"}}]), "did you mean `bytes`"),
+        (json!([{"by": "ip", "limit": 1, "per": "1m", "cost": {"response": "response.bits"}}]), "has no field `bits`"),
         (json!([{"by": "ip", "limit": 1, "rateLimitService": {"service": "rl", "domain": "d", "descriptors": {}}}]), "exclude"),
         (json!([{"by": "ip", "rateLimitService": {"service": "rl", "domain": "d", "descriptors": {"a": "b"}}}]), "service"),
     ] {

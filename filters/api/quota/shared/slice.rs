@@ -40,7 +40,8 @@ pub struct Slice {
     seen: f64,
     /// So many units are not there before then.
     empty: Option<(u64, Moment)>,
-    asked: Moment,
+    /// When a lease was asked for last.
+    asked: Option<Moment>,
     used: Moment,
     /// All that this node admitted, against its share.
     own: AtomicU64,
@@ -97,7 +98,7 @@ impl Slice {
             free: 0,
             seen: 0.0,
             empty: None,
-            asked: now,
+            asked: None,
             used: now,
             own: AtomicU64::new(0),
         }
@@ -135,13 +136,11 @@ impl Slice {
 
     /// What to ask for: `need` for a request that waits, 0 to refill.
     pub fn ask(&mut self, need: u64, most: u64, now: Moment) -> Terms {
-        let since = now.since(self.asked);
-        if since < HOT {
-            self.size = (self.size * 2).min(most);
-        } else if since > COLD {
-            self.size = 1;
+        match self.asked.replace(now).map(|before| now.since(before)) {
+            Some(since) if since < HOT => self.size = (self.size * 2).min(most),
+            Some(since) if since > COLD => self.size = 1,
+            _ => {}
         }
-        self.asked = now;
         if need == 0 {
             self.asking = true;
         }
@@ -183,7 +182,8 @@ impl Slice {
         }
         self.left += grant.granted;
         self.free = grant.free;
-        self.seen = grant.state;
+        // An answer may come late: a view of the past must not hide what was seen since.
+        self.seen = self.seen.max(grant.state);
         if grant.granted < terms.need {
             let wait = if grant.wait.is_zero() { RECHECK } else { grant.wait.min(RECHECK) };
             self.empty = Some((terms.need, now + wait));

@@ -75,7 +75,7 @@ fn an_answer_costs_its_bytes_or_what_it_says() {
     let tokens = || json!({"estimate": 50, "response": "response.json.usage.total_tokens"});
     let usage = ["{\"choices\":[],\"usa", "ge\":{\"total_tokens\":42}}"];
     assert_eq!(cost(tokens(), "application/json", &usage, true), 42);
-    assert_eq!(cost(tokens(), "application/problem+json; charset=utf-8", &usage, true) - 50, 42);
+    assert_eq!(cost(tokens(), "application/problem+json; charset=utf-8", &usage, true), 42);
     assert_eq!(cost(tokens(), "application/json", &["{\"id\":1}"], true), 50, "no number: the estimate stays");
     assert_eq!(cost(tokens(), "application/json", &usage, false), 50, "half a text says nothing");
     assert_eq!(cost(tokens(), "text/plain", &usage, true), 50);
@@ -91,7 +91,7 @@ fn an_event_stream_costs_what_its_latest_usage_says() {
         "data: {\"usage\":{\ndata: \"total_tokens\":30}}\n\ndata: [DONE]\n\n",
     ];
     assert_eq!(cost(tokens(), "text/event-stream", &events, true), 30);
-    assert_eq!(cost(tokens(), "text/event-stream; charset=utf-8", &events[..3], true) - 100, 7);
+    assert_eq!(cost(tokens(), "text/event-stream; charset=utf-8", &events[..3], true), 7);
     assert_eq!(cost(tokens(), "text/event-stream", &events, false), 100, "aborted before any usage");
     let unfinished = ["data: {\"usage\":{\"total_tokens\":9}}"];
     assert_eq!(cost(tokens(), "text/event-stream", &unfinished, true), 9, "the last event without its empty line");
