@@ -2,9 +2,11 @@
 
 pub mod api_key;
 pub mod auth;
+pub mod cache;
 pub mod caller;
 pub mod concurrency;
 pub mod cors;
+pub mod idempotency;
 pub mod jwt;
 pub mod quota;
 pub mod transform;

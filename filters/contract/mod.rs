@@ -9,6 +9,7 @@ pub mod expr;
 pub mod fault;
 pub mod filter;
 pub mod grpc;
+pub mod keep;
 pub mod mesh;
 pub mod metrics;
 pub mod place;

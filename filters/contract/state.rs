@@ -173,7 +173,11 @@ impl State {
         Ok(Settings {
             dir,
             save_every: self.save_every.value.0,
-            redis: self.redis.as_ref().map(|node| Redis::read(node).and_then(|r| r.settle(node, folder))).transpose()?,
+            redis: self
+                .redis
+                .as_ref()
+                .map(|node| Redis::read(node).and_then(|r| r.settle(node, folder)))
+                .transpose()?,
             on_failure: self.on_failure,
             timeout: self.timeout.value.0,
             nodes: self.nodes.as_ref().map(|n| n.value),
@@ -205,7 +209,8 @@ impl Default for Settings {
 impl Redis {
     /// Reads any of its three forms.
     fn read(node: &Node) -> Result<Self, ConfigError> {
-        let none = Self { url: None, urls: Vec::new(), username: None, password: None, ca: None, cert: None, key: None };
+        let none =
+            Self { url: None, urls: Vec::new(), username: None, password: None, ca: None, cert: None, key: None };
         match &node.value {
             Value::Str(_) => Ok(Self { url: Some(node.read()?), ..none }),
             Value::Seq(_) => Ok(Self { urls: node.read()?, ..none }),
@@ -239,8 +244,9 @@ impl Redis {
             };
             // The URL may hold a password: it is never repeated.
             if scheme.is_empty() || rest.is_empty() || rest.starts_with('/') || rest.contains(char::is_whitespace) {
-                return Err(ConfigError::at(spot.span, "this is not the URL of a Redis")
-                    .help("write `redis://host:6379`, with TLS `rediss://host:6379`, a cluster `redis+cluster://host:6379`"));
+                return Err(ConfigError::at(spot.span, "this is not the URL of a Redis").help(
+                    "write `redis://host:6379`, with TLS `rediss://host:6379`, a cluster `redis+cluster://host:6379`",
+                ));
             }
             urls.push(format!("{scheme}://{rest}"));
         }

@@ -194,10 +194,7 @@ fn tls_and_a_password() {
     .collect();
     let redis = Redis::start(&options.iter().map(String::as_str).collect::<Vec<_>>());
     let section = |password: &str| {
-        config(
-            &format!("{{ url: 'rediss://localhost:{}', ca: '{ca}', password: '{password}' }}", redis.port),
-            &quota(),
-        )
+        config(&format!("{{ url: 'rediss://localhost:{}', ca: '{ca}', password: '{password}' }}", redis.port), &quota())
     };
     let all = three(&section("open sesame"));
     let passed = hammer(&all, 200, "");

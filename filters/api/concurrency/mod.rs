@@ -122,17 +122,20 @@ fn windows(node: &Node, plan: Option<(&str, &str)>, build: &mut Build<'_>) -> Re
     let mut windows: Vec<Window> = Vec::with_capacity(limits.len());
     for Spot { span, value: limit } in limits {
         let most = u32::try_from(limit.limit.value).ok().filter(|n| (1..=1_000_000).contains(n));
-        let most = most.ok_or_else(|| ConfigError::at(limit.limit.span, "a limit is 1 to 1000000 requests in flight"))?;
+        let most =
+            most.ok_or_else(|| ConfigError::at(limit.limit.span, "a limit is 1 to 1000000 requests in flight"))?;
         let (by, label) = match (plan, &limit.by) {
             (Some(_), Some(by)) if by.value != "consumer" => {
-                return Err(ConfigError::at(by.span, "a plan's limit is always counted by consumer")
-                    .help("leave `by` out"));
+                return Err(
+                    ConfigError::at(by.span, "a plan's limit is always counted by consumer").help("leave `by` out")
+                );
             }
             (Some((plan, _)), _) => (By::Consumer, plan),
             (None, Some(by)) => (By::read(by)?, by.value.as_str()),
             (None, None) => {
-                return Err(ConfigError::at(span, "`by` is missing")
-                    .help("say whose requests are counted, such as `by: ip`"));
+                return Err(
+                    ConfigError::at(span, "`by` is missing").help("say whose requests are counted, such as `by: ip`")
+                );
             }
         };
         let name = limit.name.as_ref().map_or(label, |n| n.value.as_str());

@@ -194,11 +194,15 @@ impl Limit {
         let zone = match self.calendar.as_ref().map(|node| (node, &node.value)) {
             None => None,
             Some((_, Value::Bool(true))) => Some(None),
-            Some((_, Value::Bool(false))) => return match per.value {
-                Per::Time(_) => Ok(None),
-                Per::Unit(unit) => Err(ConfigError::at(per.span, format!("`{}` is a unit of the calendar", unit.name()))
-                    .help("write a rolling window as a time, such as `1h` or `30d`")),
-            },
+            Some((_, Value::Bool(false))) => {
+                return match per.value {
+                    Per::Time(_) => Ok(None),
+                    Per::Unit(unit) => {
+                        Err(ConfigError::at(per.span, format!("`{}` is a unit of the calendar", unit.name()))
+                            .help("write a rolling window as a time, such as `1h` or `30d`"))
+                    }
+                };
+            }
             Some((node, _)) => Some(node.read::<Calendar>()?.time_zone),
         };
         match (per.value, zone) {

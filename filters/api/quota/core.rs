@@ -106,7 +106,8 @@ impl Rate {
     fn state(self, tat: u64, now: Moment) -> Charge {
         let debt = tat.saturating_sub(now.0);
         let remaining = self.units(self.tolerance.saturating_sub(debt));
-        let reset = if remaining == 0 { debt.saturating_add(self.time(1)).saturating_sub(self.tolerance) } else { debt };
+        let reset =
+            if remaining == 0 { debt.saturating_add(self.time(1)).saturating_sub(self.tolerance) } else { debt };
         Charge { allowed: true, remaining, reset: Duration::from_nanos(reset) }
     }
 

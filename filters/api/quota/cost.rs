@@ -123,7 +123,11 @@ enum Reader {
     /// One JSON text.
     Whole(Vec<u8>),
     /// Events: the line under way, and the data of the event under way.
-    Events { line: Vec<u8>, data: Vec<u8>, after_cr: bool },
+    Events {
+        line: Vec<u8>,
+        data: Vec<u8>,
+        after_cr: bool,
+    },
 }
 
 impl Reader {

@@ -79,9 +79,10 @@ impl Service {
 
     /// What to ask; `None` where the request lacks what a descriptor names.
     pub fn question(&self, rq: &RequestCx, key: Key, cost: u64) -> Option<Question> {
-        let entries = self.entries.iter().map(|(name, value)| {
-            Some(Entry { key: name.clone(), value: value.text(rq)?.into_owned() })
-        });
+        let entries = self
+            .entries
+            .iter()
+            .map(|(name, value)| Some(Entry { key: name.clone(), value: value.text(rq)?.into_owned() }));
         let entries = entries.collect::<Option<Vec<_>>>()?;
         Some(Question {
             key,

@@ -286,8 +286,14 @@ fn bad_sections_name_their_cure() {
         (json!([{"by": "ip", "limit": 1, "per": "1m", "cost": "request.pth"}]), "did you mean `path`"),
         (json!([{"by": "ip", "limit": 1, "per": "1m", "cost": {"estimate": 1}}]), "`response` is missing"),
         (json!([{"by": "ip", "limit": 1, "per": "1m", "cost": {"response": "response.bits"}}]), "has no field `bits`"),
-        (json!([{"by": "ip", "limit": 1, "rateLimitService": {"service": "rl", "domain": "d", "descriptors": {}}}]), "exclude"),
-        (json!([{"by": "ip", "rateLimitService": {"service": "rl", "domain": "d", "descriptors": {"a": "b"}}}]), "service"),
+        (
+            json!([{"by": "ip", "limit": 1, "rateLimitService": {"service": "rl", "domain": "d", "descriptors": {}}}]),
+            "exclude",
+        ),
+        (
+            json!([{"by": "ip", "rateLimitService": {"service": "rl", "domain": "d", "descriptors": {"a": "b"}}}]),
+            "service",
+        ),
     ] {
         let e = error(bad.clone());
         assert!(e.span.is_some() && e.to_string().contains(says), "{bad}: {e}");

@@ -73,7 +73,9 @@ impl ResponseExpr {
     #[must_use]
     pub fn may_read(&self, text: &[u8]) -> bool {
         let Some(fields) = &self.json else { return true };
-        fields.iter().any(|f| text.windows(f.len() + 2).any(|w| w[0] == b'"' && w.ends_with(b"\"") && &w[1..=f.len()] == f.as_bytes()))
+        fields.iter().any(|f| {
+            text.windows(f.len() + 2).any(|w| w[0] == b'"' && w.ends_with(b"\"") && &w[1..=f.len()] == f.as_bytes())
+        })
     }
 
     /// Its value, if it has one that is a number.
@@ -83,7 +85,8 @@ impl ResponseExpr {
         if self.bytes {
             return Some(response.bytes as f64);
         }
-        let headers = response.headers.iter().filter_map(|(n, v)| Some((n.as_str().to_owned(), text(v.to_str().ok()?))));
+        let headers =
+            response.headers.iter().filter_map(|(n, v)| Some((n.as_str().to_owned(), text(v.to_str().ok()?))));
         let mut fields = vec![
             ("status".to_owned(), Value::Int(response.status.into())),
             ("bytes".to_owned(), Value::Int(i64::try_from(response.bytes).unwrap_or(i64::MAX))),

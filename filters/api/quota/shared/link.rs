@@ -19,8 +19,8 @@ use redis::{
 use tokio::sync::mpsc;
 
 use super::{Ask, Grant, Link, Shared};
-use crate::contract::state::RedisSettings;
 use crate::contract::now;
+use crate::contract::state::RedisSettings;
 
 const LEASE: &str = include_str!("lease.lua");
 /// `EVALSHA` names a script by its SHA-1.
@@ -263,7 +263,10 @@ async fn exchange(connection: &mut Connection, link: &Link, ask: &Ask) -> RedisR
 async fn connect(settings: &RedisSettings) -> RedisResult<Connection> {
     let tls = settings.urls.iter().any(|url| url.starts_with("rediss://"));
     let certificates = (settings.ca.is_some() || settings.client.is_some()).then(|| TlsCertificates {
-        client_tls: settings.client.clone().map(|(client_cert, client_key)| ClientTlsConfig { client_cert, client_key }),
+        client_tls: settings
+            .client
+            .clone()
+            .map(|(client_cert, client_key)| ClientTlsConfig { client_cert, client_key }),
         root_cert: settings.ca.clone(),
     });
     let infos = settings.urls.iter().map(|url| {

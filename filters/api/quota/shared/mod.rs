@@ -365,7 +365,8 @@ impl Shared {
 
     /// Forgets an idle one of a few, else the one that was used longest ago: what it had leased is charged and lost.
     fn make_room(&self, shard: &mut Shard) {
-        let sampled = shard.iter().take(16).min_by_key(|(_, s)| (!s.is_idle(), s.used())).map(|(k, s)| (*k, s.is_idle()));
+        let sampled =
+            shard.iter().take(16).min_by_key(|(_, s)| (!s.is_idle(), s.used())).map(|(k, s)| (*k, s.is_idle()));
         if let Some((key, idle)) = sampled {
             shard.remove(&key);
             self.tracks.keys.add(-1);
