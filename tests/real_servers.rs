@@ -23,6 +23,8 @@ mod load;
 mod nginx;
 #[path = "real/otlp.rs"]
 mod otlp;
+#[path = "real/ratelimit.rs"]
+mod ratelimit;
 #[path = "real/redis.rs"]
 mod redis;
 #[path = "real/tls.rs"]

@@ -75,7 +75,7 @@ pub struct Redis {
 enum RedisForm {
     Url(String),
     Cluster(Vec<String>),
-    Full(Redis),
+    Full(Box<Redis>),
 }
 
 /// `state`, checked.

@@ -19,7 +19,7 @@ have python3 python3
 have c++ g++
 have cmake cmake
 have strip binutils
-command -v go >/dev/null || [ -x target/real-bin/h2spec ] || need+=(golang-go)
+command -v go >/dev/null || { [ -x target/real-bin/h2spec ] && [ -x target/real-bin/service_cmd ]; } || need+=(golang-go)
 python3 -c 'import venv, ensurepip' 2>/dev/null || need+=(python3-venv)
 if [ ${#need[@]} -gt 0 ]; then
   apt-get update -qq
@@ -36,5 +36,9 @@ fi
 
 if [ ! -x target/real-bin/h2spec ]; then
   GOBIN=$PWD/target/real-bin go install github.com/summerwind/h2spec/cmd/h2spec@latest
+fi
+# Envoy's rate limit service.
+if [ ! -x target/real-bin/service_cmd ]; then
+  GOBIN=$PWD/target/real-bin go install github.com/envoyproxy/ratelimit/src/service_cmd@latest
 fi
 echo "real servers: all installed"

@@ -115,7 +115,7 @@ impl Rate {
     pub fn retuned(self, tat: u64, other: Self, now: Moment) -> u64 {
         let debt = u128::from(tat.saturating_sub(now.0));
         // Products of a debt of years and an interval of days fit.
-        let debt = (debt * u128::from(other.interval) << self.shift) / (u128::from(self.interval) << other.shift);
+        let debt = ((debt * u128::from(other.interval)) << self.shift) / (u128::from(self.interval) << other.shift);
         now.0.saturating_add(clamped(debt))
     }
 

@@ -99,7 +99,7 @@ fn build(node: Option<&Node>, build: &mut Build<'_>) -> Result<Arc<dyn Filter>, 
 /// that refuse nobody are not told.
 fn policy<'a>(windows: impl Iterator<Item = &'a Arc<Window>>) -> Option<HeaderValue> {
     let told = windows.filter(|w| !w.shadow);
-    let items: Vec<String> = told.filter_map(|w| Some(policy_item(w)?)).collect();
+    let items: Vec<String> = told.filter_map(|w| policy_item(w)).collect();
     if items.is_empty() { None } else { HeaderValue::try_from(items.join(", ")).ok() }
 }
 
@@ -152,7 +152,7 @@ enum Walked {
     Through,
     Refused(Box<Fault>),
     /// The window at that place waits for somebody.
-    Wait(usize, Pending),
+    Wait(usize, Box<Pending>),
 }
 
 impl Quota {
@@ -185,7 +185,7 @@ impl Quota {
                     let detail = format!("the limit `{}` has nothing to count this request by", window.name);
                     return Walked::Refused(Box::new(Fault::new(Reason::Forbidden).by(NAME).detail(detail)));
                 }
-                Asked::Wait(pending) => return Walked::Wait(i, pending),
+                Asked::Wait(pending) => return Walked::Wait(i, Box::new(pending)),
             }
         }
         Walked::Through
@@ -198,7 +198,7 @@ impl Quota {
         rq: &mut RequestCx,
         mut tab: Tab<'a>,
         mut place: usize,
-        mut pending: Pending,
+        mut pending: Box<Pending>,
     ) -> Verdict {
         loop {
             let (taken, fields) = pending.resolve().await;

@@ -17,6 +17,7 @@ use crate::contract::principal::{Consumer, Plan};
 mod calendars;
 mod costs;
 mod restarts;
+mod services;
 
 fn filter(estate: &mut Estate, directory: &Directory, json: serde_json::Value) -> Arc<dyn Filter> {
     let made =
