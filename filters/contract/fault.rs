@@ -98,6 +98,7 @@ reasons! {
     PendingTimeout      "pending-timeout"      SERVICE_UNAVAILABLE Proxy "connection_limit_reached" "The request waited too long for the service.";
     IdentityUnavailable "identity-unavailable" SERVICE_UNAVAILABLE Proxy "proxy_internal_error" "The keys to check credentials are not available.";
     AuthorizationUnavailable "authorization-unavailable" SERVICE_UNAVAILABLE Proxy "proxy_internal_error" "Who decides about the request could not be asked.";
+    QuotaUnavailable    "quota-unavailable"    SERVICE_UNAVAILABLE Proxy "proxy_internal_error" "What is left of the quota is not known.";
     NoWeight            "no-weight"            INTERNAL_SERVER_ERROR Proxy "proxy_configuration_error" "Every service of the route has weight 0.";
     FilterFailed        "filter-failed"        INTERNAL_SERVER_ERROR Proxy "proxy_internal_error" "A filter could not decide.";
     Internal            "internal"             INTERNAL_SERVER_ERROR Proxy "proxy_internal_error" "The proxy failed.";

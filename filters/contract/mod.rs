@@ -22,6 +22,7 @@ pub mod request;
 pub mod rewrite;
 pub mod scratch;
 pub mod section;
+pub mod state;
 pub mod template;
 pub mod trail;
 pub mod trailers;
