@@ -84,7 +84,7 @@ pub async fn run<S: Serve>(io: Stream, setup: &Setup<S>, watch: &mut Watch) {
         Over::Ended(why) => setup.closed(if link.wire.panicked.load(Relaxed) { "panic" } else { why }),
         Over::Broken => {
             setup.closed("protocol");
-            say_goodbye(peer, handle, None).await;
+            Box::pin(say_goodbye(peer, handle, None)).await;
         }
         Over::Cut(why) => {
             handle.lock().reset_on_close();
@@ -93,7 +93,7 @@ pub async fn run<S: Serve>(io: Stream, setup: &Setup<S>, watch: &mut Watch) {
         Over::Flood(why) => {
             setup.closed(why);
             handle.lock().deaf = true;
-            say_goodbye(peer, handle, Some(Code::ENHANCE_YOUR_CALM)).await;
+            Box::pin(say_goodbye(peer, handle, Some(Code::ENHANCE_YOUR_CALM))).await;
         }
     }
 }

@@ -2,20 +2,18 @@
 
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::FutureExt as _;
 use h2::server::SendResponse;
 use h2::{Reason as Code, RecvStream, SendStream};
 use http::header::{CONTENT_LENGTH, DATE, EXPECT};
-use http::{HeaderValue, Method, Request, Response};
-use http_body::Body as _;
-use onehop_filters::contract::now;
+use http::{HeaderName, HeaderValue, Method, Request, Response};
+use onehop_filters::contract::{BodyError, now};
 use tokio::sync::oneshot;
 
 use super::date;
@@ -24,6 +22,8 @@ use super::upload::Upload;
 use crate::edge::body::Incoming;
 use crate::edge::conn::{Alarm, Exchange, Framing, Wire, after, catch};
 use crate::edge::serve::{Link, Serve};
+
+static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Hands a request to the service and spawns what remains to be done. `patience`: how long a client may leave a frame of
 /// the answer waiting for its window.
@@ -47,8 +47,8 @@ pub fn begin<S: Serve>(
     let stream = Stream { respond, exchange, patience };
     let request = Request::from_parts(head, body);
     let id = stream.respond.stream_id().as_u32();
-    match catch_unwind(AssertUnwindSafe(|| serve.call(request, link, id))) {
-        Ok(answer) => drop(tokio::spawn(stream.run::<S>(answer, connect))),
+    match catch_unwind(AssertUnwindSafe(|| Box::pin(serve.call(request, link, id)))) {
+        Ok(answer) => drop(tokio::spawn(stream.run(answer, connect))),
         Err(_) => stream.panicked(),
     }
 }
@@ -63,31 +63,23 @@ struct Stream {
 }
 
 impl Stream {
-    /// Returns early where the client has reset the stream or the connection has ended: dropping the rest cancels it.
-    async fn run<S: Serve>(mut self, answer: S::Future, connect: Option<Connect>) {
-        let Some(answer) = self.answer(answer).await else { return };
-        let Ok(mut response) = answer else { return self.panicked() };
-        if response.status().is_informational() {
-            // RFC 9113 section 8.6: no 101. Any other 1xx is no answer either.
-            self.exchange.ended();
-            return self.respond.send_reset(Code::INTERNAL_ERROR);
-        }
-        complete(&mut response);
-        let (head, body) = response.into_parts();
-        let opens = connect.is_some() && head.status.is_success();
-        let ended = body.is_end_stream() && !opens;
-        let Ok(out) = self.respond.send_response(Response::from_parts(head, ()), ended) else {
-            // Closed meanwhile, or a head that HTTP/2 cannot carry.
-            return self.respond.send_reset(Code::INTERNAL_ERROR);
-        };
-        if let (true, Some((up, tell))) = (opens, connect) {
-            self.exchange.ended();
-            // Nobody waits any more: dropping the tunnel resets it.
-            drop(tell.send(Tunnel::new(out, up)));
-        } else if ended {
-            self.exchange.ended();
-        } else {
-            self.send(body, out).await;
+    /// Ends early where the client has reset the stream or the connection is over: dropping the rest cancels it. (A block,
+    /// not an async fn, and what it calls borrows: each move into a future takes up room in it once more.)
+    fn run<B>(
+        mut self,
+        mut answer: Pin<Box<impl Future<Output = Response<B>>>>,
+        connect: Option<Connect>,
+    ) -> impl Future<Output = ()>
+    where
+        B: http_body::Body<Data = Bytes, Error = BodyError> + Unpin,
+    {
+        async move {
+            let Some(answered) = self.answer(answer.as_mut()).await else { return };
+            drop(answer);
+            let Ok(response) = answered else { return self.panicked() };
+            if let Some((mut body, mut out)) = self.open(response, connect) {
+                self.send(&mut body, &mut out).await;
+            }
         }
     }
 
@@ -98,37 +90,67 @@ impl Stream {
     }
 
     /// The service's answer, `Err` for a panic. Interim answers go out as they come. `None`: the client has left.
-    async fn answer<T>(&mut self, answer: impl Future<Output = T>) -> Option<std::thread::Result<T>> {
-        let mut answer = pin!(AssertUnwindSafe(answer).catch_unwind());
-        let link = self.exchange.link().clone();
-        let respond = &mut self.respond;
+    async fn answer<T>(&mut self, mut answer: Pin<&mut impl Future<Output = T>>) -> Option<Result<T, BodyError>> {
+        let (link, respond) = (self.exchange.link(), &mut self.respond);
         poll_fn(|cx| {
-            let answered = answer.as_mut().poll(cx);
+            let polled = catch(link, || answer.as_mut().poll(cx));
             if link.wire.has_interim.load(Relaxed) {
                 let id = respond.stream_id().as_u32();
-                link.wire.take_interim(id, |interim| {
-                    // A stream that is closed has no use for it.
-                    let _ = respond.send_informational(interim);
-                });
+                // A stream that is closed has no use for them.
+                link.wire.take_interim(id, |interim| drop(respond.send_informational(interim)));
             }
-            match answered {
-                Poll::Ready(answered) => Poll::Ready(Some(answered)),
-                Poll::Pending => respond.poll_reset(cx).map(|_| None),
+            match polled {
+                Ok(Poll::Ready(answer)) => Poll::Ready(Some(Ok(answer))),
+                Ok(Poll::Pending) => respond.poll_reset(cx).map(|_| None),
+                Err(fault) => Poll::Ready(Some(Err(fault))),
             }
         })
         .await
     }
 
-    /// Sends a body at the pace of the client's window. A body that fails resets the stream: a cut must be seen.
-    async fn send<B>(mut self, body: B, mut out: SendStream<Bytes>)
+    /// Sends the head. What is left is the body, if there is one.
+    fn open<B>(&mut self, mut response: Response<B>, connect: Option<Connect>) -> Option<(B, SendStream<Bytes>)>
     where
-        B: http_body::Body<Data = Bytes, Error = onehop_filters::contract::BodyError> + Unpin,
+        B: http_body::Body,
     {
-        let mut body = body;
+        if response.status().is_informational() {
+            // RFC 9113 section 8.6: no 101. Any other 1xx is no answer either.
+            self.exchange.ended();
+            self.respond.send_reset(Code::INTERNAL_ERROR);
+            return None;
+        }
+        let bare = response.body().is_end_stream();
+        complete(&mut response, bare);
+        let (head, body) = response.into_parts();
+        let opens = connect.is_some() && head.status.is_success();
+        let ended = bare && !opens;
+        let Ok(out) = self.respond.send_response(Response::from_parts(head, ()), ended) else {
+            // Closed meanwhile, or a head that HTTP/2 cannot carry.
+            self.respond.send_reset(Code::INTERNAL_ERROR);
+            return None;
+        };
+        if let (true, Some((up, tell))) = (opens, connect) {
+            self.exchange.ended();
+            // Nobody waits any more: dropping the tunnel resets it.
+            drop(tell.send(Tunnel::new(out, up)));
+            return None;
+        }
+        if ended {
+            self.exchange.ended();
+            return None;
+        }
+        Some((body, out))
+    }
+
+    /// Sends a body at the pace of the client's window. A body that fails resets the stream: a cut must be seen.
+    async fn send<B>(&mut self, body: &mut B, out: &mut SendStream<Bytes>)
+    where
+        B: http_body::Body<Data = Bytes, Error = BodyError> + Unpin,
+    {
         loop {
             let link = self.exchange.link();
             let frame = poll_fn(|cx| {
-                let polled = catch(link, || Pin::new(&mut body).poll_frame(cx))
+                let polled = catch(link, || Pin::new(&mut *body).poll_frame(cx))
                     .unwrap_or_else(|fault| Poll::Ready(Some(Err(fault))));
                 match polled {
                     Poll::Ready(frame) => Poll::Ready(Some(frame)),
@@ -139,33 +161,29 @@ impl Stream {
             let sent = match frame {
                 // The client has left.
                 None => return,
-                Some(None) => {
-                    self.exchange.ended();
-                    out.send_data(Bytes::new(), true)
-                }
+                Some(None) => out.send_data(Bytes::new(), true),
                 Some(Some(Err(_))) => {
-                    self.exchange.ended();
-                    return out.send_reset(Code::INTERNAL_ERROR);
+                    out.send_reset(Code::INTERNAL_ERROR);
+                    Ok(())
                 }
                 Some(Some(Ok(frame))) => match frame.into_data() {
                     Ok(data) => {
                         let last = body.is_end_stream();
-                        if !self.send_data(data, last, &mut out).await {
+                        if !self.send_data(data, last, out).await {
                             return;
                         }
                         if !last {
                             continue;
                         }
-                        self.exchange.ended();
-                        return;
+                        Ok(())
                     }
-                    Err(frame) => {
-                        let Ok(trailers) = frame.into_trailers() else { continue };
-                        self.exchange.ended();
-                        out.send_trailers(trailers)
-                    }
+                    Err(frame) => match frame.into_trailers() {
+                        Ok(trailers) => out.send_trailers(trailers),
+                        Err(_) => continue,
+                    },
                 },
             };
+            self.exchange.ended();
             if sent.is_err() {
                 out.send_reset(Code::INTERNAL_ERROR);
             }
@@ -220,11 +238,16 @@ impl Stream {
 }
 
 /// What a server adds to an answer (RFC 9110 sections 6.6.1 and 8.6).
-fn complete<B: http_body::Body>(response: &mut Response<B>) {
-    let length = if response.body().is_end_stream() { None } else { response.body().size_hint().exact() };
+fn complete<B: http_body::Body>(response: &mut Response<B>, bare: bool) {
+    let length = if bare { None } else { response.body().size_hint().exact() };
     let headers = response.headers_mut();
     if let Some(length) = length {
         headers.entry(CONTENT_LENGTH).or_insert_with(|| HeaderValue::from(length));
     }
     headers.entry(DATE).or_insert_with(date::now);
+    // Never the same twice: not worth a place in the encoder's table, nor the walk past all of its kind (RFC 7541
+    // section 6.2.3).
+    if let Some(id) = headers.get_mut(&REQUEST_ID) {
+        id.set_sensitive(true);
+    }
 }
