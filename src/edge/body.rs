@@ -97,9 +97,9 @@ impl Incoming {
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
             Self::H1(body) => Pin::new(body).poll_frame(cx).map_err(|e| fault_of(&e)),
-            Self::H2(body) => body.poll_frame(cx).map_err(|_| {
-                Fault::new(Reason::ClientGone).detail("the stream was reset").by("edge")
-            }),
+            Self::H2(body) => body
+                .poll_frame(cx)
+                .map_err(|_| Fault::new(Reason::ClientGone).detail("the stream was reset").by("edge")),
         }
     }
 }

@@ -17,7 +17,7 @@ use super::attempt::{self, Got};
 use super::exchange::{Exchange, Outgoing, Tally, Told, Unanswered};
 use super::head::{Admitted, admit};
 use super::headers::forwarded::Stamp;
-use super::headers::{hop, legal, request_id, trace, via};
+use super::headers::{legal, request_id, trace, via};
 use super::{deadline, ledger, passthrough, upgrade};
 use crate::config::plan::Capture;
 use crate::edge::body::{Inbound, Incoming};
@@ -401,8 +401,7 @@ async fn call(rq: &mut Request, callee: Callee<'_>) -> Result<Answer, Fault> {
         return Err(Fault::new(Reason::UpgradeRefused).by("upgrades"));
     }
     let relay = link.clone().map(|(link, stream)| {
-        move |status: StatusCode, mut headers: HeaderMap| {
-            hop::strip(&mut headers);
+        move |status: StatusCode, headers: HeaderMap| {
             link.informational(stream, status, headers);
         }
     });

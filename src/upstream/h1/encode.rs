@@ -1,7 +1,7 @@
 //! Writing a request head straight into the connection's buffer. The head is borrowed: another try clones nothing.
 
-use http::header::{self, HeaderName};
 use http::Method;
+use http::header::{self, HeaderName};
 
 use super::upload::Coding;
 use crate::upstream::Head;
