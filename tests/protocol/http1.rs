@@ -17,7 +17,7 @@ fn echo() -> Endpoint {
 }
 
 /// What a client sends, as the endpoint reads it, up to and with `end`.
-fn read_until(stream: &mut TcpStream, end: &[u8]) -> Vec<u8> {
+pub fn read_until(stream: &mut TcpStream, end: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut one = [0; 1];
     while !bytes.ends_with(end) && stream.read(&mut one).is_ok_and(|n| n > 0) {

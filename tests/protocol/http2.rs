@@ -11,10 +11,11 @@ use http::{HeaderMap, Request, StatusCode};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::http1::read_until;
 use crate::common::h2::{
     DATA, END_HEADERS, END_STREAM, Frames, GOAWAY, HEADERS, PING, RST_STREAM, block, frame, plain,
 };
-use crate::common::{Endpoint, Onehop, before, eventually, read_until, scripted, simple};
+use crate::common::{Endpoint, Onehop, before, eventually, scripted, simple};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 

@@ -77,8 +77,15 @@ impl Stream {
             let Some(answered) = self.answer(answer.as_mut()).await else { return };
             drop(answer);
             let Ok(response) = answered else { return self.panicked() };
-            if let Some((mut body, mut out)) = self.open(response, connect) {
-                self.send(&mut body, &mut out).await;
+            let opens = connect.filter(|_| response.status().is_success());
+            let Some((mut body, mut out)) = self.open(response, opens.is_some()) else { return };
+            match opens {
+                Some((up, tell)) => {
+                    self.exchange.ended();
+                    // Nobody waits any more: dropping the tunnel resets it.
+                    drop(tell.send(Tunnel::new(out, up, self.exchange)));
+                }
+                None => self.send(&mut body, &mut out).await,
             }
         }
     }
@@ -108,8 +115,8 @@ impl Stream {
         .await
     }
 
-    /// Sends the head. What is left is the body, if there is one.
-    fn open<B>(&mut self, mut response: Response<B>, connect: Option<Connect>) -> Option<(B, SendStream<Bytes>)>
+    /// Sends the head. `None`: nothing comes behind it, unless it `opens` a tunnel.
+    fn open<B>(&mut self, mut response: Response<B>, opens: bool) -> Option<(B, SendStream<Bytes>)>
     where
         B: http_body::Body,
     {
@@ -122,19 +129,12 @@ impl Stream {
         let bare = response.body().is_end_stream();
         complete(&mut response, bare);
         let (head, body) = response.into_parts();
-        let opens = connect.is_some() && head.status.is_success();
         let ended = bare && !opens;
         let Ok(out) = self.respond.send_response(Response::from_parts(head, ()), ended) else {
             // Closed meanwhile, or a head that HTTP/2 cannot carry.
             self.respond.send_reset(Code::INTERNAL_ERROR);
             return None;
         };
-        if let (true, Some((up, tell))) = (opens, connect) {
-            self.exchange.ended();
-            // Nobody waits any more: dropping the tunnel resets it.
-            drop(tell.send(Tunnel::new(out, up)));
-            return None;
-        }
         if ended {
             self.exchange.ended();
             return None;

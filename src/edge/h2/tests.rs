@@ -211,7 +211,7 @@ async fn cut_bodies_and_panics_reset_their_stream_only() {
 async fn an_upload_that_is_reset_is_not_complete() {
     let room = Room::open(settings()).await;
     let head = frame(0x1, 0x4, 1, b"\x83\x86\x41\x01a\x44\x09/detached");
-    // NO_ERROR: hyper alone would call this a clean end.
+    // NO_ERROR, too, is no end of the body.
     let cut = [head, frame(0x0, 0, 1, b"abc"), frame(0x3, 0, 1, &[0; 4])].concat();
     let _tcp = raw(&room, &cut).await;
     room.until("cut", |room| *room.rooms.uploads.lock() == [Err(Reason::ClientGone)]).await;
@@ -228,10 +228,8 @@ async fn uploads_have_limits_and_clocks() {
     }
 }
 
-#[tokio::test]
-async fn extended_connect_upgrades() {
-    let room = Room::open(settings()).await;
-    let (mut send, _conn) = connect(&room).await;
+/// Opens a tunnel to the echo.
+async fn tunnel(mut send: SendRequest<Bytes>) -> (h2::SendStream<Bytes>, h2::RecvStream) {
     // The permission comes with the server's SETTINGS.
     timeout(PATIENCE, async {
         while !send.is_extended_connect_protocol_enabled() {
@@ -243,11 +241,38 @@ async fn extended_connect_upgrades() {
     let mut connect = request("/upgrade");
     *connect.method_mut() = Method::CONNECT;
     connect.extensions_mut().insert(h2::ext::Protocol::from_static("websocket"));
-    let (response, mut up) = send.send_request(connect, false).expect("open");
-    let mut down = timeout(PATIENCE, response).await.expect("in time").expect("a head").into_body();
+    let (response, up) = send.send_request(connect, false).expect("open");
+    (up, timeout(PATIENCE, response).await.expect("in time").expect("a head").into_body())
+}
+
+async fn echoes(up: &mut h2::SendStream<Bytes>, down: &mut h2::RecvStream) {
     up.send_data(Bytes::from_static(b"ping"), false).expect("sent");
     let echo = timeout(PATIENCE, down.data()).await.expect("in time").expect("data").expect("data");
     assert_eq!(echo, b"ping"[..]);
+}
+
+#[tokio::test]
+async fn extended_connect_upgrades() {
+    let room = Room::open(settings()).await;
+    let (send, _conn) = connect(&room).await;
+    let (mut up, mut down) = tunnel(send).await;
+    echoes(&mut up, &mut down).await;
+    up.send_data(Bytes::new(), true).expect("sent");
+    assert!(timeout(PATIENCE, down.data()).await.expect("in time").is_none(), "half-closed, then closed");
+    room.until("over", |room| room.link().wire.in_flight.load(SeqCst) == 0).await;
+}
+
+#[tokio::test]
+async fn a_connection_with_a_tunnel_is_not_idle() {
+    let mut short = limits();
+    short.idle_timeout = Duration::from_millis(50);
+    let room = Room::open(Settings { limits: short, ..settings() }).await;
+    let (send, _conn) = connect(&room).await;
+    let (mut up, mut down) = tunnel(send).await;
+    tokio::time::sleep(super::FAREWELL + Duration::from_millis(300)).await;
+    echoes(&mut up, &mut down).await;
+    drop((up, down));
+    room.until("over", |room| room.live.load(SeqCst) == 0).await;
 }
 
 #[tokio::test]

@@ -8,17 +8,21 @@ use bytes::{Buf, Bytes};
 use h2::{RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::edge::conn::Exchange;
+
 /// See the module. Dropping it before both ends have closed resets the stream.
 #[derive(Debug)]
 pub struct Tunnel {
     send: SendStream<Bytes>,
     recv: RecvStream,
     read: Bytes,
+    /// A connection with a tunnel on it is not idle.
+    _exchange: Exchange,
 }
 
 impl Tunnel {
-    pub const fn new(send: SendStream<Bytes>, recv: RecvStream) -> Self {
-        Self { send, recv, read: Bytes::new() }
+    pub const fn new(send: SendStream<Bytes>, recv: RecvStream, exchange: Exchange) -> Self {
+        Self { send, recv, read: Bytes::new(), _exchange: exchange }
     }
 }
 
