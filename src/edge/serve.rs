@@ -19,14 +19,11 @@ use crate::config::plan::{Limits, Listener};
 pub trait Serve: Send + Sync + 'static {
     /// Response bodies. A body that ends early fails: the client must see the cut.
     type Body: http_body::Body<Data = Bytes, Error = BodyError> + Send + Unpin + 'static;
+    /// The answer to come. Boxed, in effect: connections and tasks hold it, and move it about.
+    type Future: Future<Output = Response<Self::Body>> + Send + Unpin + 'static;
     /// One request. Cancelled by dropping, when the client leaves. `stream` is its number on the connection, for
     /// [`Link::informational`]; 0 on HTTP/1.
-    fn call(
-        self: &Arc<Self>,
-        request: Request<Incoming>,
-        link: &Arc<Link>,
-        stream: u32,
-    ) -> impl Future<Output = Response<Self::Body>> + Send + use<Self>;
+    fn call(self: &Arc<Self>, request: Request<Incoming>, link: &Arc<Link>, stream: u32) -> Self::Future;
 
     /// A head the gate refused: the complete HTTP/1.1 answer to write, with `connection: close`. Also the place to log
     /// and count it: no request exists.

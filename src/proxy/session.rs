@@ -1,6 +1,7 @@
 //! A connection's side of the engine: what the edge calls with each request of it.
 
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -62,18 +63,14 @@ pub struct Session {
 
 impl Serve for Session {
     type Body = Outgoing;
+    type Future = Pin<Box<dyn Future<Output = Response<Outgoing>> + Send>>;
 
-    fn call(
-        self: &Arc<Self>,
-        mut rq: Request<Incoming>,
-        link: &Arc<Link>,
-        stream: u32,
-    ) -> impl Future<Output = Response<Outgoing>> + Send + use<> {
+    fn call(self: &Arc<Self>, mut rq: Request<Incoming>, link: &Arc<Link>, stream: u32) -> Self::Future {
         let on_upgrade = Switch::of(&mut rq);
         let (parts, body) = rq.into_parts();
         let arrived = Arrived { parts, body: Arriving::Wire(body), link: Some((link.clone(), stream)), on_upgrade };
         let session = self.clone();
-        async move { request::serve(&session.cell, &session.caller, arrived).await }
+        Box::pin(async move { request::serve(&session.cell, &session.caller, arrived).await })
     }
 
     fn reject(self: &Arc<Self>, _link: &Link, fault: &Fault) -> Bytes {

@@ -32,8 +32,7 @@ pub fn answer<S: Serve>(
 ) -> impl Future<Output = Result<Response<Outbound<S::Body>>, Broken>> + Send + use<S> {
     let (version, connect) = (request.version(), request.method() == Method::CONNECT);
     let request = request.map(Incoming::H1);
-    // Boxed: hyper keeps room for this future as long as the connection lives.
-    let called = catch_unwind(AssertUnwindSafe(|| Box::pin(serve.call(request, exchange.link(), 0))));
+    let called = catch_unwind(AssertUnwindSafe(|| serve.call(request, exchange.link(), 0)));
     let mut exchange = exchange;
     async move {
         let answered = match called {

@@ -93,19 +93,15 @@ impl http_body::Body for Chunks {
 
 impl Serve for Rooms {
     type Body = Body;
+    type Future = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
 
-    fn call(
-        self: &Arc<Self>,
-        request: Request<Incoming>,
-        link: &Arc<Link>,
-        stream: u32,
-    ) -> impl Future<Output = Response<Body>> + Send + use<> {
+    fn call(self: &Arc<Self>, request: Request<Incoming>, link: &Arc<Link>, stream: u32) -> Self::Future {
         let (rooms, link) = (self.clone(), link.clone());
         self.calls.fetch_add(1, SeqCst);
         if request.uri().path() == "/panic-at-once" {
             panic!("in the call");
         }
-        async move { rooms.answer(request, &link, stream).await }
+        Box::pin(async move { rooms.answer(request, &link, stream).await })
     }
 
     fn reject(self: &Arc<Self>, _: &Link, fault: &Fault) -> Bytes {

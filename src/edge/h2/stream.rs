@@ -47,7 +47,7 @@ pub fn begin<S: Serve>(
     let stream = Stream { respond, exchange, patience };
     let request = Request::from_parts(head, body);
     let id = stream.respond.stream_id().as_u32();
-    match catch_unwind(AssertUnwindSafe(|| Box::pin(serve.call(request, link, id)))) {
+    match catch_unwind(AssertUnwindSafe(|| serve.call(request, link, id))) {
         Ok(answer) => drop(tokio::spawn(stream.run(answer, connect))),
         Err(_) => stream.panicked(),
     }
@@ -67,14 +67,14 @@ impl Stream {
     /// not an async fn, and what it calls borrows: each move into a future takes up room in it once more.)
     fn run<B>(
         mut self,
-        mut answer: Pin<Box<impl Future<Output = Response<B>>>>,
+        mut answer: impl Future<Output = Response<B>> + Unpin,
         connect: Option<Connect>,
     ) -> impl Future<Output = ()>
     where
         B: http_body::Body<Data = Bytes, Error = BodyError> + Unpin,
     {
         async move {
-            let Some(answered) = self.answer(answer.as_mut()).await else { return };
+            let Some(answered) = self.answer(&mut answer).await else { return };
             drop(answer);
             let Ok(response) = answered else { return self.panicked() };
             let opens = connect.filter(|_| response.status().is_success());
@@ -97,10 +97,10 @@ impl Stream {
     }
 
     /// The service's answer, `Err` for a panic. Interim answers go out as they come. `None`: the client has left.
-    async fn answer<T>(&mut self, mut answer: Pin<&mut impl Future<Output = T>>) -> Option<Result<T, BodyError>> {
+    async fn answer<T>(&mut self, answer: &mut (impl Future<Output = T> + Unpin)) -> Option<Result<T, BodyError>> {
         let (link, respond) = (self.exchange.link(), &mut self.respond);
         poll_fn(|cx| {
-            let polled = catch(link, || answer.as_mut().poll(cx));
+            let polled = catch(link, || Pin::new(&mut *answer).poll(cx));
             if link.wire.has_interim.load(Relaxed) {
                 let id = respond.stream_id().as_u32();
                 // A stream that is closed has no use for them.
