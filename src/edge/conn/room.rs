@@ -160,6 +160,7 @@ impl Rooms {
                     let Some(upgraded) = upgrade.opened().await else { return };
                     let (mut from, mut to) = tokio::io::split(upgraded);
                     let _ = tokio::io::copy(&mut from, &mut to).await;
+                    let _ = to.shutdown().await;
                 });
                 if connect {
                     return Response::new(Body::Empty);
