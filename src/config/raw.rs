@@ -355,8 +355,11 @@ section! {
 
     /// Spans by OTLP over gRPC.
     Tracing {
-        /// `http://host:port` of the collector.
+        /// `http://host:port` or `https://host:port` of the collector (OTLP over gRPC).
         otlp: Spot<String>,
+        /// PEM file with the certificates to trust over https, instead of the system's.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        ca: Option<Spot<PathBuf>>,
         /// Of new traces.
         #[serde(default = "Tracing::default_sample")]
         sample: Percent,
