@@ -2,7 +2,9 @@
 
 pub mod api_key;
 pub mod auth;
+pub mod cache;
 pub mod cors;
+pub mod idempotency;
 pub mod jwt;
 pub mod quota;
 pub mod transform;

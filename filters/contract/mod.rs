@@ -8,6 +8,7 @@ pub mod entry;
 pub mod expr;
 pub mod fault;
 pub mod filter;
+pub mod keep;
 pub mod mesh;
 pub mod metrics;
 pub mod place;

@@ -8,9 +8,10 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version, header};
 use http_body::Body as _;
 use hyper::upgrade::OnUpgrade;
+use onehop_filters::contract::scratch::Failure;
 use onehop_filters::contract::trail::{Outcome, Trail};
 use onehop_filters::contract::{
-    Body, Conn, Fault, Moment, Origin, Reason, RequestCx, ResponseCx, Scratch, Step, Trace, Verdict, now,
+    Body, Conn, Fault, Moment, Origin, Proof, Reason, RequestCx, ResponseCx, Scratch, Side, Step, Trace, Verdict, now,
 };
 use smallvec::SmallVec;
 
@@ -424,6 +425,9 @@ async fn call(rq: &mut Request, callee: Callee<'_>) -> Result<Answer, Fault> {
 /// A fault as a response, with the fields that filters promised for any answer.
 fn render(ex: &mut Exchange, fault: &Fault) -> ResponseCx {
     ex.tally.refused = Some((fault.reason, fault.by));
+    // What a filter or a gate refuses never reached an endpoint, whatever its fault says of tries.
+    let may_have_run = fault.reason.side() == Side::Upstream && fault.proof == Proof::MayHaveRun;
+    ex.cx.scratch.put(Failure { reason: fault.reason, may_have_run });
     let asked = fault::Asked::of(&ex.cx.method, &ex.cx.headers, &ex.cx.request_id);
     let (parts, body) = fault::response(fault, &asked).into_parts();
     ResponseCx { status: parts.status, headers: parts.headers, body, origin: Origin::Fault }

@@ -245,7 +245,14 @@ fn routes(
     for route in &plan.routes {
         match chain(compiler, plan, directory, route) {
             Ok(chain) => routes.push(Route {
-                info: Arc::new(RouteInfo { name: route.name.clone(), upgrades: route.upgrades.clone() }),
+                info: Arc::new(RouteInfo {
+                    name: route.name.clone(),
+                    upgrades: route.upgrades.clone(),
+                    to: match &route.action {
+                        plan::Action::Forward(to) => callees(plan, to).collect(),
+                        _ => Vec::new(),
+                    },
+                }),
                 answers: chain.iter().any(|l| l.response),
                 chain,
                 preflights: compiler.entries.iter().any(|entry| {
@@ -268,13 +275,17 @@ fn routes(
 fn action(plan: &Plan, action: &plan::Action) -> Action {
     match action {
         plan::Action::Forward(to) => {
-            let targets: Vec<(usize, u32)> =
-                to.iter().filter_map(|(name, weight)| Some((position(plan, name)?, *weight))).collect();
+            let targets: Vec<(usize, u32)> = callees(plan, to).map(|(service, weight)| (service.0, weight)).collect();
             Action::Forward(Split::new(&targets))
         }
         plan::Action::Redirect(redirect) => Action::Redirect(Box::new(redirect.clone())),
         plan::Action::Respond(canned) => Action::Respond(canned.clone()),
     }
+}
+
+/// The services of a split, by position.
+fn callees<'a>(plan: &'a Plan, to: &'a [(String, u32)]) -> impl Iterator<Item = (ServiceId, u32)> + 'a {
+    to.iter().filter_map(|(name, weight)| Some((ServiceId(position(plan, name)?), *weight)))
 }
 
 /// Builds the filters of a route in the order of their phases, which is not the user's to get wrong.
@@ -342,7 +353,7 @@ fn pass_through(
     let mut build = compiler.build(plan, directory, "passthrough".to_owned(), Span::default());
     let way = build.keep("upstream", "", Passthrough::default);
     routes.push(Route {
-        info: Arc::new(RouteInfo { name: "passthrough".into(), upgrades: Vec::new() }),
+        info: Arc::new(RouteInfo { name: "passthrough".into(), upgrades: Vec::new(), to: Vec::new() }),
         request_timeout: Some(REQUEST),
         idle_timeout: Some(IDLE),
         action: Action::Pass(way),
@@ -356,7 +367,7 @@ fn pass_through(
 
 fn unrouted(metrics: &Arc<Registry>) -> Route {
     Route {
-        info: Arc::new(RouteInfo { name: "".into(), upgrades: Vec::new() }),
+        info: Arc::new(RouteInfo { name: "".into(), upgrades: Vec::new(), to: Vec::new() }),
         chain: Box::new([]),
         answers: false,
         preflights: false,
