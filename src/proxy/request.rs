@@ -161,6 +161,13 @@ fn begin(view: &Arc<View>, listener: &Listener, caller: &Caller, admitted: Admit
         .or_else(|| Some((listener.stranger.filter(|_| !listener.table.knows(probe.host))?, 0)));
     let route = found.map_or(&view.unrouted, |(i, _)| &view.routes[i as usize]);
     let left = left.filter(|_| near || route.inherit_deadline || grpc);
+    let deadline = due(route, started, left).min(inherited(view, listener, route, trace));
+    let under_way = match &view.incoming {
+        Some(incoming) if trace.trace_id != 0 && deadline != Moment::MAX && !listener.is_outbound() => {
+            Some(incoming.enter(trace.trace_id, deadline))
+        }
+        _ => None,
+    };
     let asked = target.clone();
     let cx = RequestCx {
         conn: conn.clone(),
@@ -179,7 +186,7 @@ fn begin(view: &Arc<View>, listener: &Listener, caller: &Caller, admitted: Admit
         user: None,
         consumer: None,
         workload: conn.tls.as_ref().and_then(|t| t.workload.clone()),
-        deadline: due(route, started, left),
+        deadline,
         trace,
         upstream_host: None,
         reply_headers: SmallVec::new(),
@@ -188,7 +195,7 @@ fn begin(view: &Arc<View>, listener: &Listener, caller: &Caller, admitted: Admit
         trail: Trail::default(),
         dry_run: false,
     };
-    let tally = Tally { debug, ..Tally::default() };
+    let tally = Tally { debug, under_way, ..Tally::default() };
     let route = found.map(|(i, _)| i);
     let mut ex = Unanswered::new(Exchange { cx, asked, view: view.clone(), route, fields, tally, admission: None });
     ex.cx.trail.timed = debug || trace.sampled;
@@ -207,10 +214,16 @@ fn preflight(view: &View, listener: &Listener, probe: &Probe<'_>) -> Option<(u32
     view.routes[*hit.value as usize].preflights.then_some((*hit.value, hit.covered))
 }
 
-/// Continues the caller's trace, or begins one if there is anywhere to report it.
+/// `carry.deadline`: when the incoming call must be over that caused this one. Nothing else need be done for it then.
+fn inherited(view: &View, listener: &Listener, route: &Route, trace: Trace) -> Moment {
+    let tied = || view.incoming.as_ref()?.deadline(trace.trace_id);
+    if route.inherit_deadline && listener.is_outbound() { tied().unwrap_or(Moment::MAX) } else { Moment::MAX }
+}
+
+/// Continues the caller's trace, or begins one if there is anywhere to report it, or calls to tie to it.
 fn trace_of(view: &View, headers: &HeaderMap, near: bool) -> Trace {
     let tracing = view.telemetry.tracing.as_ref();
-    if tracing.is_none() && !trace::carried(headers) {
+    if tracing.is_none() && view.incoming.is_none() && !trace::carried(headers) {
         return Trace::default();
     }
     let restart = tracing.is_some_and(|t| t.restart) && !near;

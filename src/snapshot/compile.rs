@@ -16,6 +16,7 @@ use onehop_filters::contract::{
 use rustls_pki_types::ServerName;
 
 use super::estate::Staging;
+use super::incoming::Incoming;
 use super::service::Service;
 use super::{Action, Fallback, Link, Listener, Route, Snapshot, Split, Target};
 use crate::config::plan::{self, Plan};
@@ -52,6 +53,11 @@ pub fn compile(compiler: &mut Compiler<'_, '_>, plan: &Plan, generation: u64) ->
     let mut listeners = listeners(plan, &mut errors);
     pass_through(compiler, plan, &directory, &mut routes, &mut listeners);
     let logs = telemetry(compiler, plan).map_err(|e| errors.push(e)).ok();
+    // Kept, so that a call that began under one config bounds what it causes under the next.
+    let incoming = listeners.iter().any(Listener::is_outbound).then(|| {
+        compiler.build(plan, &directory, "carry".to_owned(), plan.span).keep("incoming", "", Incoming::default)
+    });
+    let incoming = incoming.filter(|_| plan.routes.iter().any(|route| route.inherit_deadline));
     let (Some((access_log, tracer)), true) = (logs, errors.is_empty()) else { return Err(errors) };
     Ok(Snapshot {
         generation,
@@ -66,6 +72,7 @@ pub fn compile(compiler: &mut Compiler<'_, '_>, plan: &Plan, generation: u64) ->
         telemetry: plan.telemetry.clone(),
         lifecycle: plan.lifecycle.clone(),
         directory,
+        incoming,
     })
 }
 
