@@ -256,7 +256,7 @@ fn routes(
                     name: route.name.clone(),
                     upgrades: route.upgrades.clone(),
                     to: match &route.action {
-                        plan::Action::Forward(to) => callees(plan, to).collect(),
+                        plan::Action::Forward(to) => exact(callees(plan, to)),
                         _ => Vec::new(),
                     },
                 }),
@@ -277,6 +277,13 @@ fn routes(
         }
     }
     routes
+}
+
+/// Nothing in hand: there may be thousands of routes.
+fn exact<T>(items: impl Iterator<Item = T>) -> Vec<T> {
+    let mut list: Vec<T> = items.collect();
+    list.shrink_to_fit();
+    list
 }
 
 fn action(plan: &Plan, action: &plan::Action) -> Action {

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use onehop_filters::contract::{Directory, Filter, RouteInfo};
+use smallvec::SmallVec;
 
 use crate::config::plan;
 use crate::observe::access_log::AccessLog;
@@ -124,8 +125,9 @@ pub enum Action {
 
 /// Weighted choice of a target.
 pub struct Split {
-    /// Running sums of the weights, with positions in [`Snapshot::targets`].
-    targets: Box<[(u32, usize)]>,
+    /// Running sums of the weights, with positions in [`Snapshot::targets`]. In place where there are few, as nearly
+    /// always: a configuration may have thousands of routes.
+    targets: SmallVec<[(u32, u32); 2]>,
     total: u32,
 }
 
@@ -138,7 +140,7 @@ impl Split {
             .iter()
             .map(|(i, weight)| {
                 total = total.saturating_add(*weight);
-                (total, *i)
+                (total, u32::try_from(*i).expect("fewer than 2^32 services fit into memory"))
             })
             .collect();
         Self { targets, total }
@@ -149,18 +151,18 @@ impl Split {
     pub fn choose(&self, seed: u64) -> Option<usize> {
         match &*self.targets {
             _ if self.total == 0 => None,
-            [(_, only)] => Some(*only),
+            [(_, only)] => Some(*only as usize),
             many => {
                 // Multiply-shift instead of a division; the bias is below 2^-32.
                 let at = u32::try_from(((seed >> 32) * u64::from(self.total)) >> 32).unwrap_or(u32::MAX);
-                many.iter().find(|(sum, _)| at < *sum).map(|(_, i)| *i)
+                many.iter().find(|(sum, _)| at < *sum).map(|(_, i)| *i as usize)
             }
         }
     }
 
     /// Positions of the targets.
     pub fn positions(&self) -> impl Iterator<Item = usize> + '_ {
-        self.targets.iter().map(|(_, i)| *i)
+        self.targets.iter().map(|(_, i)| *i as usize)
     }
 }
 
