@@ -21,6 +21,8 @@ mod jwks;
 mod load;
 #[path = "real/nginx.rs"]
 mod nginx;
+#[path = "real/oidc.rs"]
+mod oidc;
 #[path = "real/otlp.rs"]
 mod otlp;
 #[path = "real/registries.rs"]

@@ -142,6 +142,9 @@ fn complete(root: &mut Shown, entry: &Entry, schema: &Schema<'_>) {
             }
         }
         Role::Identity(_) => root.sections("identities").filter_map(|i| i.get_mut(name)).for_each(|s| schema.apply(s)),
+        Role::Credential(_) => {
+            root.sections("consumers").filter_map(|c| c.get_mut(name)).for_each(|s| schema.apply(s));
+        }
         Role::Discover(_) => {
             let discover = root.sections("services").filter_map(|s| s.get_mut("discover"));
             discover.filter_map(|d| d.get_mut(name)).for_each(|s| schema.apply(s));

@@ -17,6 +17,9 @@ have python3 python3
 have c++ g++
 have cmake cmake
 have strip binutils
+have chromium chromium
+have node nodejs
+have npm npm
 have etcd etcd-server
 have java default-jdk-headless
 have mvn maven
@@ -37,6 +40,12 @@ fi
 
 if [ ! -x target/real-bin/h2spec ]; then
   GOBIN=$PWD/target/real-bin go install github.com/summerwind/h2spec/cmd/h2spec@latest
+fi
+# The issuer that people log in at.
+issuer=target/real-node
+if [ ! -d "$issuer/node_modules/oidc-provider" ]; then
+  mkdir -p "$issuer"
+  npm install --prefix "$issuer" --no-audit --no-fund --silent 'oidc-provider@^9'
 fi
 # Eureka and what it stands on.
 if [ ! -f target/real-java/.complete ]; then

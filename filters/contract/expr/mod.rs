@@ -122,6 +122,21 @@ impl Expr {
         })
     }
 
+    /// Its value as JSON, with its type: numbers stay numbers, claims that are lists or maps stay such.
+    #[must_use]
+    pub fn json(&self, rq: &RequestCx) -> Option<serde_json::Value> {
+        use serde_json::Value;
+        Some(match self.node.value(rq)? {
+            Val::Text(t) => Value::String(t.into_owned()),
+            Val::Int(i) => Value::from(i),
+            Val::Float(f) => Value::from(f),
+            Val::Bool(b) => Value::Bool(b),
+            Val::Null => Value::Null,
+            Val::Texts(list) => list.iter().map(|text| Value::from(&**text)).collect(),
+            Val::Json(json) => json.clone(),
+        })
+    }
+
     /// Whether it runs natively as a whole; for tests and `explain`.
     #[must_use]
     pub fn is_native(&self) -> bool {

@@ -11,9 +11,10 @@ use arc_swap::ArcSwap;
 use aws_lc_rs::digest::{SHA256, digest};
 use tokio::sync::{Notify, watch};
 
+use super::discovery::Discovery;
 use super::keys::{Algorithm, KeySet, MAX_SET};
 use crate::contract::client::{Bounds, Remote};
-use crate::contract::metrics::{Counter, Gauge};
+use crate::contract::metrics::{Counter, Gauge, Registry};
 use crate::contract::{Moment, now};
 
 /// Least time between fetches that requests ask for: strangers can invent key names at will.
@@ -30,6 +31,7 @@ const MAX_PAUSE: Duration = Duration::from_secs(60);
 /// Where keys come from.
 pub enum Source {
     Remote { remote: Remote, refresh: Duration },
+    Discovered { discovery: Box<Discovery>, refresh: Duration },
     File(PathBuf),
     Inline,
 }
@@ -180,6 +182,9 @@ pub async fn keep_fresh(store: Weak<Store>, source: Source, name: String, counte
                 Source::Remote { remote, .. } => {
                     remote.get(ACCEPT, bounds).await.and_then(|text| store.install(&text)).map(|()| true)
                 }
+                Source::Discovered { discovery, .. } => {
+                    discovery.fetch(ACCEPT, bounds).await.and_then(|text| store.install(&text)).map(|()| true)
+                }
                 Source::File(path) => reread(&store, path, &mut seen).await,
                 Source::Inline => Ok(false),
             };
@@ -194,8 +199,10 @@ pub async fn keep_fresh(store: Weak<Store>, source: Source, name: String, counte
             failures = counters.note(&name, result, failures);
         }
         let pause = match &source {
-            Source::Remote { refresh, .. } if failures == 0 => *refresh,
-            Source::Remote { refresh, .. } => (FIRST_PAUSE * (1 << (failures - 1).min(6))).min(MAX_PAUSE).min(*refresh),
+            Source::Remote { refresh, .. } | Source::Discovered { refresh, .. } if failures == 0 => *refresh,
+            Source::Remote { refresh, .. } | Source::Discovered { refresh, .. } => {
+                (FIRST_PAUSE * (1 << (failures - 1).min(6))).min(MAX_PAUSE).min(*refresh)
+            }
             _ => POLL,
         };
         let pause = jittered(pause);
@@ -233,6 +240,23 @@ pub async fn reread(store: &Store, path: &PathBuf, seen: &mut Option<(SystemTime
 }
 
 impl Counters {
+    /// For the keys of an identity.
+    pub fn new(metrics: &Registry, identity: &str) -> Self {
+        let count = |result| {
+            let labels = [("identity", identity), ("result", result)];
+            metrics.counter("onehop_jwks_refreshes_total", "Fetches of a key set, by result", &labels)
+        };
+        Self {
+            refreshed: count("ok"),
+            failed: count("failed"),
+            keys_since: metrics.gauge(
+                "onehop_jwks_fetched_timestamp_seconds",
+                "When the keys in use were last fetched, in Unix seconds",
+                &[("identity", identity)],
+            ),
+        }
+    }
+
     /// Counts and logs an attempt; gives the failures in a row.
     fn note(&self, name: &str, result: Result<bool, String>, failures: u32) -> u32 {
         match result {
