@@ -228,6 +228,43 @@ fn bff() {
     assert_eq!(get(hop.at("mesh"), "elsewhere", "/").status(), 502);
 }
 
+/// `carry.deadline` without a word about time from the application: the trace context ties its calls to the call it serves.
+#[test]
+fn bff_calls_inherit_the_deadline_of_the_call_they_serve() {
+    let orders = Endpoint::ok();
+    let mesh = std::sync::Arc::new(std::sync::OnceLock::<std::net::SocketAddr>::new());
+    let through = mesh.clone();
+    // Passes on nothing but the trace context, a second into its own call.
+    let bff = Endpoint::start(move |head, _| {
+        let trace = head.lines().find(|l| l.starts_with("traceparent: ")).expect("a trace is begun for the tie");
+        std::thread::sleep(std::time::Duration::from_millis(1000));
+        let answer = get_with(*through.get().expect("known by now"), "orders", "/7", &format!("{trace}\r\n"));
+        assert_eq!(answer.status(), 200, "{}", answer.text());
+        b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok".to_vec()
+    });
+    let (bff_at, orders_at) = (bff.address.to_string(), orders.address.to_string());
+    let listen = "127.0.0.1:0";
+    let hop = Onehop::run_file(
+        &file("bff.yaml"),
+        &[("ADMIN", listen), ("WEB", listen), ("MESH", listen), ("BFF", &bff_at), ("ORDERS", &orders_at)],
+    );
+    mesh.set(hop.at("mesh")).expect("once");
+    let left = || -> u64 {
+        let head = orders.last();
+        head.lines().find_map(|l| l.strip_prefix("x-onehop-timeout-ms: ")).expect("a deadline").parse().expect("ms")
+    };
+    let authorised = bearer(&token("shop-web", "ann", "", 60));
+    let trace = "traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00\r\n";
+    for more in ["", trace] {
+        let answer = get_with(hop.at("web"), "shop.example.com", "/", &format!("{authorised}{more}"));
+        assert_eq!(answer.status(), 200, "{}", answer.text());
+        assert!((1_000..=3_000).contains(&left()), "of 4 s, one is gone: {}", left());
+    }
+    // The call is over: what comes in its trace now is bound by its route alone.
+    assert_eq!(get_with(hop.at("mesh"), "orders", "/7", trace).status(), 200);
+    assert!(left() > 10_000, "{}", left());
+}
+
 #[test]
 fn every_filter_has_an_example_that_checks() {
     for entry in onehop_filters::BUILTIN {

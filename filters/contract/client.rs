@@ -215,6 +215,17 @@ async fn handshake(
 }
 
 fn tls(ca: Option<&Path>) -> Result<ClientConfig, String> {
+    let mut config = trusting(ca)?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+/// The client side of TLS that trusts the certificates of a PEM file, or without one those of the system; without such,
+/// those built in. Offers no protocol by ALPN.
+///
+/// # Errors
+/// The file cannot be read, or there is no certificate in it.
+pub fn trusting(ca: Option<&Path>) -> Result<ClientConfig, String> {
     let mut roots = RootCertStore::empty();
     if let Some(path) = ca {
         let wrong = |e| format!("{}: {e}", path.display());
@@ -232,11 +243,9 @@ fn tls(ca: Option<&Path>) -> Result<ClientConfig, String> {
         }
     }
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = ClientConfig::builder_with_provider(provider)
+    Ok(ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|e| e.to_string())?
         .with_root_certificates(roots)
-        .with_no_client_auth();
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(config)
+        .with_no_client_auth())
 }

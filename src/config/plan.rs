@@ -362,7 +362,10 @@ pub struct AccessLog {
 /// `telemetry.tracing`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tracing {
+    /// `http` or `https`.
     pub otlp: String,
+    /// `ca`: whom to trust over https; `None` = the system's roots.
+    pub ca: Option<PathBuf>,
     /// Fraction of new traces.
     pub sample: f64,
     pub service_name: String,

@@ -247,9 +247,10 @@ section! {
 
     /// What a request takes over from its caller.
     Carry {
-        /// `inherit`: the deadline that the caller states (`x-onehop-timeout-ms`) bounds the request, if it is sooner than
-        /// the route's. Mesh listeners and trusted proxies are believed without it; on an edge listener this is how a
-        /// stranger's counts.
+        /// `inherit`, on a mesh listener: the deadline of the incoming call under way in the same trace (`traceparent` or
+        /// B3, which the application passes on) bounds this one too, if it is sooner than the route's. No such call, no
+        /// such bound. On any listener: the deadline that the caller states (`x-onehop-timeout-ms`) counts, which mesh
+        /// listeners and trusted proxies are believed without it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         deadline: Option<Deadline>,
     }
@@ -375,8 +376,11 @@ section! {
 
     /// Spans by OTLP over gRPC.
     Tracing {
-        /// `http://host:port` of the collector.
+        /// `http://host:port` or `https://host:port` of the collector (OTLP over gRPC).
         otlp: Spot<String>,
+        /// PEM file with the certificates to trust over https, instead of the system's.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        ca: Option<Spot<PathBuf>>,
         /// Of new traces.
         #[serde(default = "Tracing::default_sample")]
         sample: Percent,

@@ -3,6 +3,7 @@
 //! A leaf: everything here is told what happened and imports no other room. Nothing here ever makes a request wait.
 
 pub mod access_log;
+mod collector;
 pub mod exposition;
 pub mod json;
 pub mod log;

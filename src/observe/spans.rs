@@ -20,7 +20,7 @@ use opentelemetry_semantic_conventions::attribute as semconv;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
-use super::server_timing;
+use super::{collector, server_timing};
 use crate::config::plan;
 
 /// Requests whose spans wait for export at most.
@@ -30,7 +30,7 @@ const BATCH: usize = 256;
 /// How long the first span of a batch waits for others.
 const DELAY: Duration = Duration::from_secs(1);
 /// How long one export may take.
-const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What can be wrong with `telemetry.tracing`.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +38,9 @@ pub enum SpansError {
     /// The collector's address is not one that can be used.
     #[error("telemetry.tracing.otlp: {0}")]
     Collector(#[from] opentelemetry_otlp::ExporterBuildError),
+    /// It cannot be spoken to over TLS.
+    #[error("telemetry.tracing.otlp: {0}")]
+    Tls(String),
 }
 
 /// Whether a new trace of this id is recorded at this ratio: the same answer on every hop, and the same as the
@@ -126,12 +129,15 @@ impl Tracer {
     pub fn new(plan: &plan::Tracing, registry: &Registry, handle: &Handle) -> Result<Self, SpansError> {
         // The lazy channel spawns its driver here.
         let _guard = handle.enter();
-        let exporter = opentelemetry_otlp::SpanExporter::builder()
+        let builder = opentelemetry_otlp::SpanExporter::builder()
             .with_tonic()
-            .with_endpoint(plan.otlp.clone())
             .with_timeout(EXPORT_TIMEOUT)
-            .with_retry_policy(opentelemetry_otlp::RetryPolicy::recommended())
-            .build()?;
+            .with_retry_policy(opentelemetry_otlp::RetryPolicy::recommended());
+        let exporter = if collector::is_secure(&plan.otlp) {
+            builder.with_channel(collector::channel(&plan.otlp, plan.ca.as_deref())?).build()?
+        } else {
+            builder.with_endpoint(plan.otlp.clone()).build()?
+        };
         Ok(Self::with_exporter(exporter, plan, registry, handle))
     }
 

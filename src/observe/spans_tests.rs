@@ -14,7 +14,7 @@ use super::*;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn plan(otlp: &str) -> plan::Tracing {
-    plan::Tracing { otlp: otlp.into(), sample: 1.0, service_name: "edge".into(), restart: false }
+    plan::Tracing { otlp: otlp.into(), ca: None, sample: 1.0, service_name: "edge".into(), restart: false }
 }
 
 /// Keeps what it gets, or fails.
@@ -161,48 +161,117 @@ async fn what_cannot_be_exported_is_counted() {
 #[tokio::test]
 async fn an_address_that_is_none_is_refused() {
     let registry = Registry::default();
-    for wrong in ["not a url", "https://collector:4317"] {
-        let error = Tracer::new(&plan(wrong), &registry, &Handle::current()).err().expect("refused");
+    let no_ca = plan::Tracing { ca: Some("/nonexistent/ca.pem".into()), ..plan("https://collector:4317") };
+    for wrong in [plan("not a url"), plan("https://:4317"), no_ca] {
+        let error = Tracer::new(&wrong, &registry, &Handle::current()).err().expect("refused");
         assert!(error.to_string().starts_with("telemetry.tracing.otlp: "), "{error}");
     }
 }
 
-#[tokio::test]
-async fn a_collector_gets_them() {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
-    let address = listener.local_addr().expect("bound");
-    let (sender, mut calls) = mpsc::channel(4);
+/// Takes one connection for a collector's, in TLS or not, and tells what calls it got.
+fn collector(
+    listener: tokio::net::TcpListener,
+    tls: Option<tokio_rustls::TlsAcceptor>,
+) -> mpsc::Receiver<(String, Option<String>, Bytes)> {
+    let (sender, calls) = mpsc::channel(4);
+    let service = hyper::service::service_fn(move |request: http::Request<hyper::body::Incoming>| {
+        let sender = sender.clone();
+        async move {
+            let (path, scheme) = (request.uri().path().to_owned(), request.uri().scheme_str().map(str::to_owned));
+            let body = request.into_body().collect().await?.to_bytes();
+            let _ = sender.send((path, scheme, body)).await;
+            // An empty ExportTraceServiceResponse: no compression, length 0; then OK in the trailers.
+            let mut trailers = http::HeaderMap::new();
+            trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
+            let body = Full::new(Bytes::from_static(&[0; 5])).with_trailers(async { Some(Ok(trailers)) });
+            let response = http::Response::builder().header("content-type", "application/grpc").body(body);
+            Ok::<_, hyper::Error>(response.expect("valid"))
+        }
+    });
     tokio::spawn(async move {
         let (socket, _) = listener.accept().await.expect("accepts");
-        let service = hyper::service::service_fn(move |request: http::Request<hyper::body::Incoming>| {
-            let sender = sender.clone();
-            async move {
-                let path = request.uri().path().to_owned();
-                let body = request.into_body().collect().await?.to_bytes();
-                let _ = sender.send((path, body)).await;
-                // An empty ExportTraceServiceResponse: no compression, length 0; then OK in the trailers.
-                let mut trailers = http::HeaderMap::new();
-                trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
-                let body = Full::new(Bytes::from_static(&[0; 5])).with_trailers(async { Some(Ok(trailers)) });
-                let response = http::Response::builder().header("content-type", "application/grpc").body(body);
-                Ok::<_, hyper::Error>(response.expect("valid"))
-            }
-        });
-        let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
-            .serve_connection(TokioIo::new(socket), service)
-            .await;
+        let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+        let _ = match tls {
+            None => server.serve_connection(TokioIo::new(socket), service).await,
+            Some(tls) => match tls.accept(socket).await {
+                Ok(stream) => server.serve_connection(TokioIo::new(stream), service).await,
+                Err(_) => return,
+            },
+        };
     });
+    calls
+}
+
+async fn exported_to(plan: &plan::Tracing, mut calls: mpsc::Receiver<(String, Option<String>, Bytes)>, scheme: &str) {
     let registry = Registry::default();
-    let tracer = Tracer::new(&plan(&format!("http://{address}")), &registry, &Handle::current()).expect("builds");
+    let tracer = Tracer::new(plan, &registry, &Handle::current()).expect("builds");
     tracer.server_span(&request(&[], &Trail::default()));
     assert!(tracer.flush(PATIENCE).await);
-    let (path, body) = calls.recv().await.expect("one call");
+    let (path, sent, body) = calls.recv().await.expect("one call");
     assert_eq!(path, "/opentelemetry.proto.collector.trace.v1.TraceService/Export");
+    assert_eq!(sent.as_deref(), Some(scheme));
     for text in ["edge", "GET orders", "http.route", "shop.example"] {
         assert!(memchr::memmem::find(&body, text.as_bytes()).is_some(), "{text}");
     }
     let exported = registry.counter("onehop_spans_total", "", &[("outcome", "exported")]);
     assert_eq!((exported.value(), tracer.dropped.value()), (1, 0));
+}
+
+async fn bound() -> (tokio::net::TcpListener, std::net::SocketAddr) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let address = listener.local_addr().expect("bound");
+    (listener, address)
+}
+
+#[tokio::test]
+async fn a_collector_gets_them() {
+    let (listener, address) = bound().await;
+    exported_to(&plan(&format!("http://{address}")), collector(listener, None), "http").await;
+}
+
+/// A server's side of TLS and the file of the certificate to trust it by.
+fn certified(dir: &std::path::Path, alpn: &[u8]) -> (tokio_rustls::TlsAcceptor, std::path::PathBuf) {
+    let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".into()]).expect("a certificate");
+    let ca = dir.join("ca.pem");
+    std::fs::write(&ca, made.cert.pem()).expect("written");
+    let key = rustls_pki_types::PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key.into())
+        .expect("they belong together");
+    config.alpn_protocols = vec![alpn.to_vec()];
+    (Arc::new(config).into(), ca)
+}
+
+#[tokio::test]
+async fn a_collector_gets_them_over_tls() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (tls, ca) = certified(dir.path(), b"h2");
+    let (listener, address) = bound().await;
+    let plan = plan::Tracing { ca: Some(ca), ..plan(&format!("https://{address}")) };
+    exported_to(&plan, collector(listener, Some(tls)), "https").await;
+}
+
+#[tokio::test]
+async fn a_collector_that_is_not_trusted_or_speaks_no_http_2_gets_nothing() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let other = tempfile::tempdir().expect("a folder");
+    let (h1, h1_ca) = certified(dir.path(), b"http/1.1");
+    let (unknown, _) = certified(dir.path(), b"h2");
+    let (_, other_ca) = certified(other.path(), b"h2");
+    for (tls, ca) in [(h1, h1_ca), (unknown, other_ca)] {
+        let (listener, address) = bound().await;
+        let mut calls = collector(listener, Some(tls));
+        let registry = Registry::default();
+        let plan = plan::Tracing { ca: Some(ca), ..plan(&format!("https://{address}")) };
+        let tracer = Tracer::new(&plan, &registry, &Handle::current()).expect("builds");
+        tracer.server_span(&request(&[], &Trail::default()));
+        tracer.flush(PATIENCE).await;
+        assert_eq!(calls.recv().await, None, "nothing arrived");
+    }
 }
 
 proptest! {

@@ -23,6 +23,7 @@ use super::attempt::Admission;
 use super::ledger;
 use crate::runtime::wheel::{Deadline, deadline};
 use crate::snapshot::cell::View;
+use crate::snapshot::incoming::UnderWay;
 
 /// Everything one request owns. Boxed once.
 pub struct Exchange {
@@ -129,6 +130,8 @@ pub struct Tally {
     pub debug: bool,
     /// Why each further try was made, and in the end why none was.
     pub retries: SmallVec<[&'static str; 3]>,
+    /// Its place among the calls under way; left when the request is over.
+    pub under_way: Option<UnderWay>,
     /// One entry per try, only kept when the request is traced.
     pub tries: Vec<Try>,
 }

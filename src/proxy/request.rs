@@ -146,7 +146,12 @@ impl Request {
         ex.route = found.map(|(i, _)| i);
         ex.cx.route = route.info.clone();
         ex.cx.covered = found.map_or(0, |(_, covered)| covered);
-        ex.cx.deadline = due(route, ex.cx.started, left.filter(|_| always || route.inherit_deadline));
+        ex.cx.deadline = due(route, ex.cx.started, left.filter(|_| always || route.inherit_deadline)).min(inherited(
+            &view,
+            listener,
+            route,
+            ex.cx.trace,
+        ));
         user
     }
 }
@@ -202,6 +207,13 @@ fn begin(view: &Arc<View>, listener: &Listener, caller: &Caller, admitted: Admit
     let always = near || grpc;
     let kept = (left, always);
     let left = left.filter(|_| always || route.inherit_deadline);
+    let deadline = due(route, started, left).min(inherited(view, listener, route, trace));
+    let under_way = match &view.incoming {
+        Some(incoming) if trace.trace_id != 0 && deadline != Moment::MAX && !listener.is_outbound() => {
+            Some(incoming.enter(trace.trace_id, deadline))
+        }
+        _ => None,
+    };
     let asked = target.clone();
     let cx = RequestCx {
         conn: conn.clone(),
@@ -220,7 +232,7 @@ fn begin(view: &Arc<View>, listener: &Listener, caller: &Caller, admitted: Admit
         user: None,
         consumer: None,
         workload: conn.tls.as_ref().and_then(|t| t.workload.clone()),
-        deadline: due(route, started, left),
+        deadline,
         trace,
         upstream_host: None,
         reply_headers: SmallVec::new(),
@@ -229,7 +241,7 @@ fn begin(view: &Arc<View>, listener: &Listener, caller: &Caller, admitted: Admit
         trail: Trail::default(),
         dry_run: false,
     };
-    let tally = Tally { debug, ..Tally::default() };
+    let tally = Tally { debug, under_way, ..Tally::default() };
     let route = found.map(|(i, _)| i);
     let mut ex = Unanswered::new(Exchange { cx, asked, view: view.clone(), route, fields, tally, admission: None });
     ex.cx.trail.timed = debug || trace.sampled;
@@ -262,10 +274,16 @@ fn preflight(view: &View, listener: &Listener, probe: &Probe<'_>) -> Option<(u32
     hits.find(|(i, _)| view.routes[*i as usize].preflights)
 }
 
-/// Continues the caller's trace, or begins one if there is anywhere to report it.
+/// `carry.deadline`: when the incoming call must be over that caused this one. Nothing else need be done for it then.
+fn inherited(view: &View, listener: &Listener, route: &Route, trace: Trace) -> Moment {
+    let tied = || view.incoming.as_ref()?.deadline(trace.trace_id);
+    if route.inherit_deadline && listener.is_outbound() { tied().unwrap_or(Moment::MAX) } else { Moment::MAX }
+}
+
+/// Continues the caller's trace, or begins one if there is anywhere to report it, or calls to tie to it.
 fn trace_of(view: &View, headers: &HeaderMap, near: bool) -> Trace {
     let tracing = view.telemetry.tracing.as_ref();
-    if tracing.is_none() && !trace::carried(headers) {
+    if tracing.is_none() && view.incoming.is_none() && !trace::carried(headers) {
         return Trace::default();
     }
     let restart = tracing.is_some_and(|t| t.restart) && !near;

@@ -3,6 +3,7 @@
 //! Nothing is tunnelled before the endpoint agreed: bytes the client sent early wait in its connection.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use aws_lc_rs::digest;
@@ -110,41 +111,43 @@ impl Tunnel {
         let ticket = drain.as_ref().map(Drain::enter);
         tokio::spawn(async move {
             let Self { client, io } = self;
+            // Counted as they pass: a tunnel that is cut has moved what it has moved.
+            let (into, out) = (Arc::new(AtomicU64::new(0)), AtomicU64::new(0));
             let copied = async {
                 match client.opened().await {
-                    Some(client) => copy(client, io, idle).await,
-                    None => (End::Aborted, 0),
+                    Some(client) => copy(client, io, idle, (&into, &out)).await,
+                    None => End::Aborted,
                 }
             };
-            let (end, out) = match drain {
+            let end = match drain {
                 None => copied.await,
                 Some(drain) => tokio::select! {
-                    ended = copied => ended,
-                    () = drain.reached(Phase::Kill) => (End::Cut(Reason::Draining), 0),
+                    end = copied => end,
+                    () = drain.reached(Phase::Kill) => End::Cut(Reason::Draining),
                 },
             };
-            ex.tally.bytes_out = out;
+            ex.tally.bytes_in = Some(into);
+            ex.tally.bytes_out = out.into_inner();
             ledger::close(ex, end);
             drop(ticket);
         });
     }
 }
 
-/// Bytes to the client are counted.
-async fn copy<C>(client: C, upstream: Box<dyn Io>, idle: Option<Duration>) -> (End, u64)
+/// `counts`: bytes from the client, bytes to it.
+async fn copy<C>(client: C, upstream: Box<dyn Io>, idle: Option<Duration>, counts: (&AtomicU64, &AtomicU64)) -> End
 where
     C: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
 {
     let (mut client_in, mut client_out) = tokio::io::split(client);
     let (mut up_in, mut up_out) = tokio::io::split(upstream);
     // Any byte in either direction is life: both pumps share one stamp.
-    let last = std::sync::atomic::AtomicU64::new(now().0);
-    let out = std::sync::atomic::AtomicU64::new(0);
-    let none = std::sync::atomic::AtomicU64::new(0);
+    let last = AtomicU64::new(now().0);
+    let (into, out) = counts;
     let pumps = async {
-        tokio::join!(pump(&mut client_in, &mut up_out, &last, &none), pump(&mut up_in, &mut client_out, &last, &out))
+        tokio::join!(pump(&mut client_in, &mut up_out, &last, into), pump(&mut up_in, &mut client_out, &last, out))
     };
-    let end = match idle {
+    match idle {
         None => {
             pumps.await;
             End::Complete
@@ -153,13 +156,12 @@ where
             _ = pumps => End::Complete,
             () = stand_still(&last, idle) => End::Cut(Reason::IdleTimeout),
         },
-    };
-    (end, out.into_inner())
+    }
 }
 
-async fn stand_still(last: &std::sync::atomic::AtomicU64, idle: Duration) {
+async fn stand_still(last: &AtomicU64, idle: Duration) {
     loop {
-        let due = onehop_filters::contract::Moment(last.load(std::sync::atomic::Ordering::Relaxed)) + idle;
+        let due = onehop_filters::contract::Moment(last.load(Relaxed)) + idle;
         if now() >= due {
             return;
         }
@@ -167,12 +169,11 @@ async fn stand_still(last: &std::sync::atomic::AtomicU64, idle: Duration) {
     }
 }
 
-async fn pump<R, W>(from: &mut R, to: &mut W, last: &std::sync::atomic::AtomicU64, bytes: &std::sync::atomic::AtomicU64)
+async fn pump<R, W>(from: &mut R, to: &mut W, last: &AtomicU64, bytes: &AtomicU64)
 where
     R: tokio::io::AsyncRead + Unpin,
     W: tokio::io::AsyncWrite + Unpin,
 {
-    use std::sync::atomic::Ordering::Relaxed;
     let mut buffer = vec![0; 16 << 10];
     loop {
         let n = match from.read(&mut buffer).await {

@@ -17,6 +17,7 @@ use onehop_filters::contract::{
 use rustls_pki_types::ServerName;
 
 use super::estate::Staging;
+use super::incoming::Incoming;
 use super::overload::Overload;
 use super::own_paths::{self, OwnPaths};
 use super::service::Service;
@@ -58,6 +59,11 @@ pub fn compile(compiler: &mut Compiler<'_, '_>, plan: &Plan, generation: u64) ->
     pass_through(compiler, plan, &directory, &mut routes, &mut listeners);
     let overload = Overload::build(plan, &mut compiler.build(plan, &directory, "runtime".to_owned(), Span::default()));
     let logs = telemetry(compiler, plan).map_err(|e| errors.push(e)).ok();
+    // Kept, so that a call that began under one config bounds what it causes under the next.
+    let incoming = listeners.iter().any(Listener::is_outbound).then(|| {
+        compiler.build(plan, &directory, "carry".to_owned(), plan.span).keep("incoming", "", Incoming::default)
+    });
+    let incoming = incoming.filter(|_| plan.routes.iter().any(|route| route.inherit_deadline));
     let (Some((access_log, tracer)), true) = (logs, errors.is_empty()) else { return Err(errors) };
     Ok(Snapshot {
         generation,
@@ -73,6 +79,7 @@ pub fn compile(compiler: &mut Compiler<'_, '_>, plan: &Plan, generation: u64) ->
         overload,
         lifecycle: plan.lifecycle.clone(),
         directory,
+        incoming,
     })
 }
 
@@ -275,7 +282,7 @@ fn routes(
                         name: route.name.clone(),
                         upgrades: route.upgrades.clone(),
                         to: match &route.action {
-                            plan::Action::Forward(to) => callees(plan, to).collect(),
+                            plan::Action::Forward(to) => exact(callees(plan, to)),
                             _ => Vec::new(),
                         },
                     }),
@@ -299,6 +306,13 @@ fn routes(
         }
     }
     routes
+}
+
+/// Nothing in hand: there may be thousands of routes.
+fn exact<T>(items: impl Iterator<Item = T>) -> Vec<T> {
+    let mut list: Vec<T> = items.collect();
+    list.shrink_to_fit();
+    list
 }
 
 /// Whom the filters of a chain ask, in the order they ask.

@@ -5,6 +5,7 @@ pub mod cell;
 pub mod cluster;
 pub mod compile;
 pub mod estate;
+pub mod incoming;
 pub mod overload;
 pub mod own_paths;
 pub mod service;
@@ -23,6 +24,7 @@ use crate::observe::spans::Tracer;
 use crate::route::Table;
 use crate::upstream::Upstream;
 use crate::upstream::passthrough::Passthrough;
+use incoming::Incoming;
 use overload::Overload;
 use service::Service;
 use split::Split;
@@ -55,6 +57,8 @@ pub struct Snapshot {
     pub lifecycle: plan::Lifecycle,
     /// Names that filters refer to.
     pub directory: Directory,
+    /// Calls under way, where some route inherits their deadlines.
+    pub incoming: Option<Arc<Incoming>>,
 }
 
 /// A listener as requests see it.
@@ -67,6 +71,14 @@ pub struct Listener {
     pub stranger: Option<u32>,
     /// Whether a route of it takes a deadline over from any caller.
     pub inherits: bool,
+}
+
+impl Listener {
+    /// Whether requests on it are calls that an application makes on behalf of others, not such others themselves.
+    #[must_use]
+    pub fn is_outbound(&self) -> bool {
+        self.plan.capture == Some(plan::Capture::Outbound) || (self.plan.mesh && self.inherits)
+    }
 }
 
 /// A route, ready to run.

@@ -3,13 +3,15 @@
 use http::{HeaderName, HeaderValue, header};
 use onehop_filters::contract::mesh::stable_hash;
 use onehop_filters::contract::{ConfigError, Expr, Found, Place, RequestCx};
+use smallvec::SmallVec;
 
 use crate::config::plan;
 
 /// See the module.
 pub struct Split {
-    /// Running sums of the weights, with positions in [`super::Snapshot::targets`].
-    targets: Box<[(u32, usize)]>,
+    /// Running sums of the weights, with positions in [`super::Snapshot::targets`]. In place where there are few, as nearly
+    /// always: a configuration may have thousands of routes.
+    targets: SmallVec<[(u32, u32); 2]>,
     total: u32,
     sticky: Option<Box<Sticky>>,
 }
@@ -45,7 +47,7 @@ impl Split {
             .iter()
             .map(|(i, weight)| {
                 total = total.saturating_add(*weight);
-                (total, *i)
+                (total, u32::try_from(*i).expect("fewer than 2^32 services fit into memory"))
             })
             .collect();
         Self { targets, total, sticky: None }
@@ -66,7 +68,7 @@ impl Split {
     pub fn choose_for(&self, rq: &mut RequestCx, seed: u64) -> Option<usize> {
         let Some(sticky) = &self.sticky else { return self.choose(seed) };
         match sticky.by.key(rq, seed) {
-            Some(key) => sticky.choose(key).map(|at| self.targets[at].1),
+            Some(key) => sticky.choose(key).map(|at| self.targets[at].1 as usize),
             None => self.choose(seed),
         }
     }
@@ -76,18 +78,18 @@ impl Split {
     pub fn choose(&self, seed: u64) -> Option<usize> {
         match &*self.targets {
             _ if self.total == 0 => None,
-            [(_, only)] => Some(*only),
+            [(_, only)] => Some(*only as usize),
             many => {
                 // Multiply-shift instead of a division; the bias is below 2^-32.
                 let at = u32::try_from(((seed >> 32) * u64::from(self.total)) >> 32).unwrap_or(u32::MAX);
-                many.iter().find(|(sum, _)| at < *sum).map(|(_, i)| *i)
+                many.iter().find(|(sum, _)| at < *sum).map(|(_, i)| *i as usize)
             }
         }
     }
 
     /// Positions of the targets.
     pub fn positions(&self) -> impl Iterator<Item = usize> + '_ {
-        self.targets.iter().map(|(_, i)| *i)
+        self.targets.iter().map(|(_, i)| *i as usize)
     }
 }
 

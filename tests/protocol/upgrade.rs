@@ -98,6 +98,30 @@ fn frames_pass_and_survive_a_reload() {
     crate::common::eventually(line, || hop.log().contains(line));
 }
 
+/// What a tunnel has moved is in the log also when it is cut at the end of the drain.
+#[test]
+fn a_tunnel_that_is_cut_has_its_bytes_in_the_log() {
+    let mut hop = Onehop::start(&(config(endpoint()) + "lifecycle: { drain: 300ms }\n"));
+    let mut client = Client::to(hop.at("edge"));
+    client.send(HANDSHAKE.as_bytes());
+    assert_eq!(client.head().status(), 101);
+    for _ in 0..2 {
+        client.send(HELLO);
+        assert_eq!(client.exactly(ANSWER.len()), ANSWER);
+    }
+    hop.signal("TERM");
+    assert!(hop.wait(std::time::Duration::from_secs(10)).is_some());
+    let log = hop.log();
+    let line = log.lines().find(|l| l.contains("\"status\":101")).unwrap_or_else(|| panic!("{log}"));
+    let line: serde_json::Value = serde_json::from_str(line).unwrap();
+    assert_eq!(line["reason"], "draining", "{line}");
+    assert_eq!(
+        (&line["bytes_in"], &line["bytes_out"]),
+        (&(2 * HELLO.len()).into(), &(2 * ANSWER.len()).into()),
+        "{line}"
+    );
+}
+
 #[test]
 fn a_handshake_may_say_that_it_has_no_body() {
     let hop = Onehop::start(&config(endpoint()));

@@ -253,6 +253,10 @@ impl<'a> Lower<'a> {
                 let help = "write the collector's address, such as `http://127.0.0.1:4317`";
                 self.error(tracing.otlp.span, "this is not the URL of a collector", help);
             }
+            if let Some(ca) = tracing.ca.as_ref().filter(|_| !tracing.otlp.starts_with("https:")) {
+                let help = "write `https://...`, or remove `ca`";
+                self.error(ca.span, "`ca` has no effect on a collector without TLS", help);
+            }
         }
         if raw.log.parse::<tracing_subscriber::EnvFilter>().is_err() {
             self.error(raw.log.span, "this is not a log filter", "write `info`, `debug` or `onehop=debug,info`");
@@ -265,6 +269,7 @@ impl<'a> Lower<'a> {
             }),
             tracing: raw.tracing.map(|t| Tracing {
                 otlp: t.otlp.value,
+                ca: t.ca.map(|ca| self.dir.join(ca.value)),
                 sample: t.sample.0,
                 service_name: t.service_name,
                 restart: t.restart,
