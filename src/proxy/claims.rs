@@ -30,7 +30,7 @@ pub async fn choose(ex: &mut Exchange, listener: &Listener, undecided: &[(u32, u
     let mut accepted: Vec<Arc<dyn Authenticator>> = Vec::new();
     let mut stuck = None;
     'routes: for route in undecided {
-        for identity in &view.routes[route.0 as usize].identities {
+        for identity in view.routes[route.0 as usize].identities() {
             if judged.verdict(identity).is_some() {
                 continue;
             }
@@ -73,14 +73,14 @@ pub async fn choose(ex: &mut Exchange, listener: &Listener, undecided: &[(u32, u
     };
     let asks = |by: &Arc<dyn Authenticator>| {
         let route = found.map(|(i, _)| &view.routes[i as usize]);
-        route.is_some_and(|route| route.identities.iter().any(|identity| Arc::ptr_eq(identity, by)))
+        route.is_some_and(|route| route.identities().any(|identity| Arc::ptr_eq(identity, by)))
     };
     if !accepted.iter().all(asks) {
         judged.forget_accepted();
         (cx.headers, cx.target) = (headers, target);
         (cx.user, cx.consumer) = (None, None);
     }
-    if found.is_some_and(|(i, _)| !view.routes[i as usize].identities.is_empty()) {
+    if found.is_some_and(|(i, _)| view.routes[i as usize].identities().next().is_some()) {
         cx.scratch.put(judged);
     }
     (found, user)

@@ -10,8 +10,7 @@ use onehop_filters::contract::entry::CheckTls;
 use onehop_filters::contract::metrics::Registry;
 use onehop_filters::contract::principal::{Consumer, Plan as ConsumerPlan};
 use onehop_filters::contract::{
-    Authenticator, Build, ConfigError, Directory, Entry, Filter, Held, Node, Phase, Role, RouteInfo, RouteView,
-    ServiceId, Span,
+    Build, ConfigError, Directory, Entry, Filter, Held, Node, Phase, Role, RouteInfo, RouteView, ServiceId, Span,
 };
 
 use rustls_pki_types::ServerName;
@@ -273,8 +272,7 @@ fn routes(
         let action = action(plan, route).map_err(|e| errors.push(e)).ok();
         match made {
             Ok((chain, known)) => {
-                let identities = identities(&chain);
-                if let Err(e) = claims_are_vouched_for(route, &chain, &identities) {
+                if let Err(e) = claims_are_vouched_for(route, &chain) {
                     errors.push(e);
                 }
                 routes.extend(action.map(|action| Route {
@@ -299,7 +297,6 @@ fn routes(
                     known,
                     action,
                     metrics: RouteMetrics::new(compiler.metrics, &route.name),
-                    identities,
                 }));
             }
             Err(mut found) => errors.append(&mut found),
@@ -315,23 +312,14 @@ fn exact<T>(items: impl Iterator<Item = T>) -> Vec<T> {
     list
 }
 
-/// Whom the filters of a chain ask, in the order they ask.
-fn identities(chain: &[Link]) -> Box<[Arc<dyn Authenticator>]> {
-    chain.iter().flat_map(|link| link.filter.asks().identities.iter().cloned()).collect()
-}
-
 /// A route chosen by claims must ask for them, and let nobody pass without: else strangers would be sent there by what
 /// nobody said.
-fn claims_are_vouched_for(
-    route: &plan::Route,
-    chain: &[Link],
-    identities: &[Arc<dyn Authenticator>],
-) -> Result<(), ConfigError> {
+fn claims_are_vouched_for(route: &plan::Route, chain: &[Link]) -> Result<(), ConfigError> {
     if route.matches.iter().all(|m| m.claims.is_empty()) {
         return Ok(());
     }
     let name = &route.name;
-    if identities.is_empty() {
+    if chain.iter().all(|link| link.filter.asks().identities.is_empty()) {
         return Err(ConfigError::at(route.span, format!("route `{name}` matches on claims and asks nobody for them"))
             .help("add `auth: { require: IDENTITY }`"));
     }
@@ -453,7 +441,6 @@ pub(super) fn unrouted(metrics: &Arc<Registry>) -> Route {
         idle_timeout: None,
         body_limit: None,
         inherit_deadline: false,
-        identities: Box::new([]),
         action: Action::Nothing,
         metrics: RouteMetrics::new(metrics, &"".into()),
     }

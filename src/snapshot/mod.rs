@@ -101,8 +101,6 @@ pub struct Route {
     pub body_limit: Option<u64>,
     /// Whether a caller's deadline is taken over from any peer. It can only shorten what the route allows.
     pub inherit_deadline: bool,
-    /// Whom its filters ask who the user is.
-    pub identities: Box<[Arc<dyn Authenticator>]>,
     /// What it does in the end.
     pub action: Action,
     /// Its handles.
@@ -151,6 +149,13 @@ pub enum Fallback {
     Respond(Arc<plan::Canned>),
     /// Calls another service, by position.
     Target(usize),
+}
+
+impl Route {
+    /// Whom its filters ask who the user is, in the order they ask.
+    pub fn identities(&self) -> impl Iterator<Item = &Arc<dyn Authenticator>> {
+        self.chain.iter().flat_map(|link| link.filter.asks().identities)
+    }
 }
 
 impl Snapshot {

@@ -43,7 +43,7 @@ pub fn add(
 ) -> Vec<OwnPaths> {
     let mut own: Vec<OwnPaths> = Vec::new();
     for (name, identity) in directory.identities.iter().filter(|(_, i)| !i.paths().is_empty()) {
-        let is_asked = |route: &Route| route.identities.iter().any(|i| Arc::ptr_eq(i, identity));
+        let is_asked = |route: &Route| route.identities().any(|i| Arc::ptr_eq(i, identity));
         let asking: Vec<usize> = (0..plan.routes.len()).filter(|i| is_asked(&routes[*i])).collect();
         let (Ok(position), false) = (u32::try_from(routes.len()), asking.is_empty()) else { continue };
         let exact = |path: &str| Match { path: Some(PathMatch::Exact(path.to_owned())), ..Match::default() };
