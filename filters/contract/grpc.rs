@@ -7,7 +7,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use http::header::{CONTENT_TYPE, TE};
+use http::header::CONTENT_TYPE;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode};
 use http_body_util::BodyExt;
@@ -80,7 +80,6 @@ pub async fn unary<A: Message + Default>(
     *request.method_mut() = Method::POST;
     *request.uri_mut() = method.path.clone().into();
     request.headers_mut().insert(CONTENT_TYPE, GRPC);
-    request.headers_mut().insert(TE, HeaderValue::from_static("trailers"));
     let answer = async {
         let call = services.call(method.service, Call { request, deadline, trace });
         let (head, body) = call.await.map_err(Failure::Unreachable)?.into_parts();
@@ -224,10 +223,8 @@ mod tests {
     async fn a_word_there_and_back() {
         let found = ask(|request| {
             assert_eq!((request.method(), request.uri().path()), (&Method::POST, "/a.B/C"));
-            assert_eq!(
-                (&request.headers()["content-type"], &request.headers()["te"]),
-                (&GRPC, &HeaderValue::from_static("trailers"))
-            );
+            // `te: trailers` is added by whoever sends it.
+            assert_eq!(request.headers()["content-type"], GRPC);
             Box::pin(async {
                 let body = request.into_body().collect().await.expect("whole").to_bytes();
                 assert_eq!(&body[..], b"\0\0\0\0\x04\x0a\x02hi");

@@ -21,6 +21,7 @@ use http::header::{HeaderMap, HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Method, StatusCode, Version};
 use onehop_filters::contract::mesh::Endpoint;
+use onehop_filters::contract::metrics::Registry;
 use onehop_filters::contract::{Body, Fault, Moment, Proof, Reason, now, worker};
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -190,6 +191,24 @@ impl Upstream {
         }
     }
 
+    /// Takes changed certificate and CA files into use for new handshakes; connections that stand stay. Files that cannot
+    /// be used change nothing, and are told once. For the control thread, every few seconds.
+    pub fn refresh_tls(&self, metrics: &Registry) {
+        let settings = self.settings.load();
+        let Some(tls) = &settings.tls else { return };
+        let service = &*settings.service;
+        match tls.refresh() {
+            Ok(false) => {}
+            Ok(true) => tracing::info!(service, "changed TLS files are in use"),
+            Err(e) => {
+                tracing::error!(service, "changed TLS files cannot be used, those before stay: {e}");
+                let help = "Changed certificate and CA files of a service that could not be used.";
+                let name = "onehop_upstream_certificate_reload_failures_total";
+                metrics.counter(name, help, &[("service", service)]).inc();
+            }
+        }
+    }
+
     /// Connections by endpoint id, over all workers.
     #[must_use]
     pub fn connections(&self) -> BTreeMap<u64, Connections> {
@@ -296,7 +315,12 @@ impl Way<'_> {
         let streams = matches!(body, Body::Stream(_));
         let mut repeated = false;
         loop {
-            let (session, connect) = match self.session(offer).await? {
+            let found = match self.shard.session(self.endpoint.id, false) {
+                Some(session) => Found::Session(session, Duration::ZERO),
+                // Boxed: the rare way must not make every request's future as large as a handshake.
+                None => Box::pin(self.session(offer)).await?,
+            };
+            let (session, connect) = match found {
                 Found::Session(session, connect) => (session, connect),
                 Found::H1(fresh) => return Box::pin(self.h1(fresh, head, body, informational)).await,
             };
@@ -313,12 +337,9 @@ impl Way<'_> {
         }
     }
 
-    /// A session with room, opened if need be. One opens at a time: who waited for it finds it.
+    /// Opens a session with room. One opens at a time: who waited for it finds it.
     async fn session(&self, offer: Offer) -> Result<Found, Fault> {
         let id = self.endpoint.id;
-        if let Some(session) = self.shard.session(id, false) {
-            return Ok(Found::Session(session, Duration::ZERO));
-        }
         let from = now();
         let opening = self.shard.opening(id);
         let Ok(_turn) = tokio::time::timeout(self.settings.connect_timeout, opening.lock()).await else {

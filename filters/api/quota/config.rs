@@ -42,6 +42,7 @@ pub struct Limit {
     /// Name in headers and metrics. Default: `by`-`per`, such as `user.sub-1m`.
     pub name: Option<Spot<String>>,
     /// Keys remembered at a time. Default 100000.
+    #[schemars(extend("default" = 100000))]
     pub max_keys: Option<Spot<u64>>,
     /// Asks a service that speaks Envoy's rate limit protocol instead of counting.
     pub rate_limit_service: Option<Spot<RateLimitService>>,

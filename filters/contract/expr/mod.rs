@@ -110,6 +110,20 @@ impl Expr {
         })
     }
 
+    /// Its value as JSON, with its type: numbers stay numbers, claims that are lists or maps stay such.
+    #[must_use]
+    pub fn json(&self, rq: &RequestCx) -> Option<serde_json::Value> {
+        use serde_json::Value;
+        Some(match self.node.value(rq)? {
+            Val::Text(t) => Value::String(t.into_owned()),
+            Val::Int(i) => Value::from(i),
+            Val::Float(f) => Value::from(f),
+            Val::Bool(b) => Value::Bool(b),
+            Val::Null => Value::Null,
+            Val::Texts(list) => list.iter().map(|text| Value::from(&**text)).collect(),
+            Val::Json(json) => json.clone(),
+        })
+    }
     /// Its value as a number; text that reads as one counts.
     #[must_use]
     pub fn number(&self, rq: &RequestCx) -> Option<f64> {
