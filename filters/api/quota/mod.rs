@@ -321,6 +321,10 @@ impl Filter for Quota {
             }
             return Step::NEXT;
         }
+        // Of a tunnel only the head is seen here: its estimate stays.
+        if rs.status == StatusCode::SWITCHING_PROTOCOLS {
+            return Step::NEXT;
+        }
         let settlements = note.iter().filter_map(|(place, taken)| {
             let window = window(place)?.clone();
             let (expr, taken) = (window.cost.response()?.clone(), *taken);

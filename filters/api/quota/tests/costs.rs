@@ -7,7 +7,6 @@ use http_body_util::{BodyExt, StreamBody};
 
 use super::*;
 use crate::contract::{Body, BodyError};
-use proptest::prelude::*;
 
 fn left(quota: &Arc<dyn Filter>, rq: &mut RequestCx) -> u64 {
     rq.dry_run = true;
