@@ -34,7 +34,7 @@ pub use call::{Call, ServiceId, Services};
 pub use clock::{Moment, now};
 pub use entry::{Build, Directory, Entry, Held, Keeper, Phase, Role, RouteView};
 pub use expr::Expr;
-pub use fault::{Attempted, Fault, Mistake, Proof, Reason, Side};
+pub use fault::{Attempted, Fault, Lists, Mistake, Proof, Reason, Side};
 pub use filter::{Asks, AuthError, AuthStep, AuthVerdict, Authenticator, Filter, Needs, Step, Verdict};
 pub use judged::Judged;
 pub use place::{Found, Place};
