@@ -68,17 +68,21 @@ impl Cells {
         if key == Key::ALL {
             return act(&self.all);
         }
-        let mut cells = self.shard(key).lock();
-        if let Some(cell) = cells.get(&key) {
+        let shard = self.shard(key);
+        if let Some(cell) = shard.lock().get(&key) {
             return act(&cell.value);
         }
-        if cells.len() >= self.per_shard {
-            self.make_room(&mut cells, meter);
-        }
+        // Not under the lock: it may take an expression and a digest.
         let id = id();
-        let value = self.earlier.lock().remove(&id).unwrap_or(0);
-        self.tracks.keys.add(1);
-        act(&cells.entry(key).or_insert(Cell { value: AtomicU64::new(value), id }).value)
+        let mut cells = shard.lock();
+        if !cells.contains_key(&key) {
+            if cells.len() >= self.per_shard {
+                self.make_room(&mut cells, meter);
+            }
+            self.tracks.keys.add(1);
+        }
+        let earlier = || Cell { value: AtomicU64::new(self.earlier.lock().remove(&id).unwrap_or(0)), id };
+        act(&cells.entry(key).or_insert_with(earlier).value)
     }
 
     /// Acts on the cell of a key, or on what it would be.

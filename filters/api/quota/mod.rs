@@ -241,7 +241,8 @@ impl Quota {
             return;
         }
         if self.reads_json {
-            rq.headers.remove(ACCEPT_ENCODING);
+            // Without the field any coding would do (RFC 9110 section 12.5.3).
+            rq.headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         }
         let places = |window: &Arc<Window>| self.windows(plan).position(|w| Arc::ptr_eq(w, window));
         let note = taken.iter().filter_map(|(window, taken)| Some((u16::try_from(places(window)?).ok()?, *taken)));
@@ -319,6 +320,10 @@ impl Filter for Quota {
                 window.refund(taken);
                 window.counts.refunded.inc();
             }
+            return Step::NEXT;
+        }
+        // Of a tunnel only the head is seen here: its estimate stays.
+        if rs.status == StatusCode::SWITCHING_PROTOCOLS {
             return Step::NEXT;
         }
         let settlements = note.iter().filter_map(|(place, taken)| {

@@ -37,6 +37,8 @@ pub enum Form {
     },
 }
 
+const MILLI: u64 = 1_000_000;
+
 impl Table {
     /// The numbers of this process's clock in those of the calendar; what owes nothing is left out.
     pub fn of(form: Form, values: Vec<(Id, u64)>, now: Moment) -> Self {
@@ -45,7 +47,11 @@ impl Table {
             let value = match form {
                 Form::Calendar if value == 0 => return None,
                 Form::Calendar => value,
-                Form::Rolling { .. } => epoch.saturating_add(value.checked_sub(now.0).filter(|debt| *debt > 0)?),
+                // Whole milliseconds, so that nothing differs where nothing was charged: two clocks are read.
+                Form::Rolling { .. } => {
+                    let full = epoch.saturating_add(value.checked_sub(now.0).filter(|debt| *debt > 0)?);
+                    full.div_ceil(MILLI).saturating_mul(MILLI)
+                }
             };
             Some((hex(id), value))
         });

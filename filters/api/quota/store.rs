@@ -28,6 +28,8 @@ pub struct Store {
     /// Who counts. Contended by reloads and saves only.
     live: Mutex<BTreeMap<String, Weak<dyn Persist>>>,
     saving: AtomicBool,
+    /// Digest of what was written last: an idle process leaves the disk alone. Contended by nobody.
+    written: Mutex<String>,
     failed: Counter,
 }
 
@@ -51,6 +53,7 @@ impl Store {
             unclaimed: Mutex::new(load(&dir.join(FILE))),
             live: Mutex::default(),
             saving: AtomicBool::new(false),
+            written: Mutex::default(),
             failed,
         }
     }
@@ -96,9 +99,13 @@ impl Store {
             tables.extend(live.iter().filter_map(|(name, who)| Some((name.clone(), who.upgrade()?.table()))));
         }
         tables.retain(|_, table| !table.is_empty());
-        if let Err(e) = write(&self.dir, &tables) {
-            self.failed.inc();
-            tracing::error!(error = %e, dir = %self.dir.display(), "quota counters could not be saved");
+        let mut written = self.written.lock();
+        match write(&self.dir, &tables, &written) {
+            Ok(digest) => *written = digest,
+            Err(e) => {
+                self.failed.inc();
+                tracing::error!(error = %e, dir = %self.dir.display(), "quota counters could not be saved");
+            }
         }
     }
 }
@@ -113,18 +120,23 @@ impl Drop for Last {
     }
 }
 
-/// A new file beside the old one, on the disk before it takes its place.
-fn write(dir: &Path, tables: &BTreeMap<String, Table>) -> std::io::Result<()> {
-    std::fs::create_dir_all(dir)?;
+/// A new file beside the old one, on the disk before it takes its place; none if what is to be written was `written`.
+fn write(dir: &Path, tables: &BTreeMap<String, Table>, written: &str) -> std::io::Result<String> {
     let body = serde_json::to_vec(tables)?;
+    let sum = digest(&body);
+    if sum == written {
+        return Ok(sum);
+    }
+    std::fs::create_dir_all(dir)?;
     let temporary = dir.join(format!("{FILE}.tmp"));
     let mut file = File::create(&temporary)?;
-    file.write_all(format!("{MAGIC} {}\n", digest(&body)).as_bytes())?;
+    file.write_all(format!("{MAGIC} {sum}\n").as_bytes())?;
     file.write_all(&body)?;
     file.sync_all()?;
     std::fs::rename(&temporary, dir.join(FILE))?;
     // The name is on the disk once the folder is.
-    File::open(dir)?.sync_all()
+    File::open(dir)?.sync_all()?;
+    Ok(sum)
 }
 
 /// What is in the file; nothing if there is none. One that cannot be read is put aside.
@@ -168,8 +180,12 @@ mod tests {
         let path = dir.path().join(FILE);
         assert!(load(&path).is_empty(), "no file, no counters");
         let tables = BTreeMap::from([("routes.a/quota/x".to_owned(), Table::default())]);
-        write(dir.path(), &tables).expect("written");
+        let sum = write(dir.path(), &tables, "").expect("written");
         assert_eq!(load(&path), tables);
+        let before = std::fs::metadata(&path).and_then(|m| m.modified()).expect("a time");
+        assert_eq!(write(dir.path(), &tables, &sum).ok().as_ref(), Some(&sum));
+        let after = std::fs::metadata(&path).and_then(|m| m.modified()).expect("a time");
+        assert_eq!(before, after, "what is there already is not written again");
         let whole = std::fs::read(&path).expect("the file");
         for damaged in [&whole[..whole.len() - 1], &whole[3..], b"", b"\n{}"] {
             std::fs::write(&path, damaged).expect("written");

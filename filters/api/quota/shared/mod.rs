@@ -1,4 +1,5 @@
 //! A count that processes share: each leases units ahead, so that a request is decided here and now. See [`slice`].
+#![cfg_attr(not(feature = "redis"), allow(dead_code, reason = "a build without Redis refuses `scope: shared`"))]
 
 #[cfg(feature = "redis")]
 mod link;

@@ -114,5 +114,29 @@ fn who_reads_json_asks_for_it_uncoded() {
     let mut rq = request("GET", "/");
     rq.headers.insert("accept-encoding", HeaderValue::from_static("gzip"));
     assert!(run(&one(section), &mut rq).is_none());
-    assert!(!rq.headers.contains_key("accept-encoding"));
+    assert_eq!(rq.headers["accept-encoding"], "identity");
+}
+
+proptest! {
+    /// However the network cuts a stream, it costs the same.
+    #[test]
+    fn cuts_change_no_cost(cuts in prop::collection::vec(1usize..20, 0..40), crlf in any::<bool>()) {
+        let end = if crlf { "\r\n" } else { "\n" };
+        let whole = [
+            ": hello", "", "data: {\"usage\":null}", "", "event: delta", "data: {\"usage\":", "data: {\"total_tokens\":11}}", "",
+            "data: {\"usage\":{\"total_tokens\":23}}", "", "data: [DONE]", "", "",
+        ]
+        .join(end);
+        let mut chunks = Vec::new();
+        let mut rest = whole.as_str();
+        for cut in cuts {
+            let (chunk, tail) = rest.split_at(cut.min(rest.len()));
+            chunks.push(chunk);
+            rest = tail;
+        }
+        chunks.push(rest);
+        chunks.retain(|c| !c.is_empty());
+        let section = json!({"estimate": 100, "response": "response.json.usage.total_tokens"});
+        prop_assert_eq!(cost(section, "text/event-stream", &chunks, true), 23);
+    }
 }
