@@ -24,6 +24,8 @@ pub const BUILTIN: &[Entry] = &[
     api::mtls::ENTRY,
     api::mtls::CERTIFICATES,
     api::quota::ENTRY,
+    api::signature::ENTRY,
+    api::signature::KEYS,
     api::transform::ENTRY,
     mesh::discover::static_::ENTRY,
     mesh::discover::dns::ENTRY,

@@ -12,6 +12,7 @@ pub mod jose;
 pub mod jwt;
 pub mod mtls;
 pub mod quota;
+pub mod signature;
 pub mod transform;
 
 #[cfg(test)]
