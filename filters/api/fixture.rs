@@ -53,7 +53,7 @@ pub fn request(method: &str, target: &str) -> RequestCx {
         body: Body::Empty,
         client_ip: IpAddr::V4(Ipv4Addr::new(192, 0, 2, 7)),
         request_id: HeaderValue::from_static("rid-1"),
-        route: Arc::new(RouteInfo { name: "orders".into(), upgrades: Vec::new() }),
+        route: Arc::new(RouteInfo { name: "orders".into(), upgrades: Vec::new(), to: vec![(ServiceId(0), 1)] }),
         covered: 0,
         user: None,
         consumer: None,

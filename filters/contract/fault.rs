@@ -69,6 +69,9 @@ reasons! {
     BodyTimeout         "body-timeout"         REQUEST_TIMEOUT Client "http_request_error" "The request body stopped arriving.";
     ExpectationFailed   "expectation-failed"   EXPECTATION_FAILED Client "http_request_error" "Only 100-continue can be expected.";
     MethodRefused       "method-refused"       METHOD_NOT_ALLOWED Client "http_request_denied" "This method is not served here.";
+    KeyMissing          "key-missing"          BAD_REQUEST Client "http_request_error" "An Idempotency-Key is required.";
+    KeyInUse            "key-in-use"           CONFLICT Client "http_request_denied" "A request with this Idempotency-Key was made before.";
+    KeyMismatch         "key-mismatch"         UNPROCESSABLE_ENTITY Client "http_request_denied" "The Idempotency-Key belongs to another request.";
     UpgradeRefused      "upgrade-refused"      FORBIDDEN Client "http_upgrade_failed" "The route does not allow this upgrade.";
     Misdirected         "misdirected"          MISDIRECTED_REQUEST Client "http_request_denied" "This host is not served on this connection.";
     NoRoute             "no-route"             NOT_FOUND Client "destination_not_found" "No route matches the request.";

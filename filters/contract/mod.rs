@@ -9,6 +9,7 @@ pub mod expr;
 pub mod fault;
 pub mod filter;
 pub mod judged;
+pub mod keep;
 pub mod mesh;
 pub mod metrics;
 pub mod place;
@@ -19,6 +20,7 @@ pub mod scratch;
 pub mod section;
 pub mod template;
 pub mod trail;
+pub mod trailers;
 pub mod units;
 pub mod worker;
 

@@ -42,10 +42,11 @@ pub struct Plan {
     pub lifecycle: Lifecycle,
     /// `runtime.workers`; `None` = one per core of the cgroup.
     pub workers: Option<usize>,
-    /// The configuration as written (`${env.NAME}` unresolved), for `/config` and `check --effective`; secrets redacted
-    /// when shown.
-    pub source: Node,
-    /// The files it was read from, to show errors that are found later in their place.
+    /// Where it begins, for errors that no line can be blamed for.
+    pub span: Span,
+    /// Where `admin.bind` stands.
+    pub admin_span: Span,
+    /// The files it was read from, to show errors that are found later in their place, and the whole as it was written.
     pub files: Files,
     /// What is allowed and probably not meant: unused services, shadowed routes, ...
     pub warnings: Vec<ConfigError>,
@@ -118,6 +119,8 @@ pub struct ListenerTls {
     pub only_13: bool,
     /// `clientCa`: file; clients are asked for a certificate.
     pub client_ca: Option<PathBuf>,
+    /// `crl`: files with revocation lists, absolute; none = revocation is not checked.
+    pub crl: Vec<PathBuf>,
     /// `clientAuth: required | optional`, default required with `clientCa`.
     pub client_required: bool,
 }
@@ -196,7 +199,7 @@ pub struct Route {
     /// `bodyLimit`: overrides the listener's.
     pub body_limit: Option<u64>,
     pub action: Action,
-    /// `carry.deadline: inherit` and other mesh-listener wishes.
+    /// `carry.deadline: inherit`: the caller's deadline counts, whoever it is.
     pub inherit_deadline: bool,
 }
 

@@ -117,6 +117,10 @@ section! {
         /// CA bundle; clients are asked for a certificate.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         client_ca: Option<PathBuf>,
+        /// Revocation lists (RFC 5280), PEM or DER, read again when they change. Every CA of a client's chain needs one,
+        /// and a list that is past its `nextUpdate` lets nobody in. With `clientCa` or `mode: mesh`.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        crl: Vec<Spot<PathBuf>>,
         /// Default required, with `clientCa`.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         client_auth: Option<Spot<ClientAuth>>,
@@ -231,8 +235,11 @@ section! {
         idle: Duration,
     }
 
-    /// What a call through a mesh listener takes over from the request that caused it.
+    /// What a request takes over from its caller.
     Carry {
+        /// `inherit`: the deadline that the caller states (`x-onehop-timeout-ms`) bounds the request, if it is sooner than
+        /// the route's. Mesh listeners and trusted proxies are believed without it; on an edge listener this is how a
+        /// stranger's counts.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         deadline: Option<Deadline>,
     }

@@ -29,7 +29,7 @@ static NOWHERE: LazyLock<Arc<Conn>> = LazyLock::new(|| {
     Arc::new(Conn { id: 0, listener: "".into(), peer, local, client, trusted: true, mesh: true, tls: None })
 });
 static NO_ROUTE: LazyLock<Arc<RouteInfo>> =
-    LazyLock::new(|| Arc::new(RouteInfo { name: "".into(), upgrades: Vec::new() }));
+    LazyLock::new(|| Arc::new(RouteInfo { name: "".into(), upgrades: Vec::new(), to: Vec::new() }));
 
 impl Services for View {
     fn call(self: Arc<Self>, service: ServiceId, call: Call) -> Answering {

@@ -8,9 +8,10 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version, header};
 use http_body::Body as _;
 use hyper::upgrade::OnUpgrade;
+use onehop_filters::contract::scratch::Failure;
 use onehop_filters::contract::trail::{Outcome, Trail};
 use onehop_filters::contract::{
-    Body, Conn, Fault, Moment, Origin, Reason, RequestCx, ResponseCx, Scratch, Step, Trace, Verdict, now,
+    Body, Conn, Fault, Moment, Origin, Proof, Reason, RequestCx, ResponseCx, Scratch, Side, Step, Trace, Verdict, now,
 };
 use smallvec::SmallVec;
 
@@ -128,7 +129,8 @@ fn begin(view: &Arc<View>, listener: &Listener, caller: &Caller, admitted: Admit
     let grpc = headers.get(header::CONTENT_TYPE).is_some_and(fault::is_grpc);
     let debug = believed && headers.remove(&view.telemetry.debug_header).is_some();
     // Before what only trusted peers may send is taken away: in the mesh, whoever calls passes its deadline on.
-    let left = if near || grpc { deadline::take(&mut headers, grpc) } else { None };
+    // A stranger's counts only on a route that says so; which one it is comes out below.
+    let left = if near || grpc || listener.inherits { deadline::take(&mut headers, grpc) } else { None };
     let (client, mut own) = caller.stamp.apply(&mut headers, &authority);
     let request_id = request_id::settle(&headers, near, request_id::draw);
     own.push((super::REQUEST_ID.clone(), request_id.clone()));
@@ -423,6 +425,9 @@ async fn call(rq: &mut Request, callee: Callee<'_>) -> Result<Answer, Fault> {
 /// A fault as a response, with the fields that filters promised for any answer.
 fn render(ex: &mut Exchange, fault: &Fault) -> ResponseCx {
     ex.tally.refused = Some((fault.reason, fault.by));
+    // What a filter or a gate refuses never reached an endpoint, whatever its fault says of tries.
+    let may_have_run = fault.reason.side() == Side::Upstream && fault.proof == Proof::MayHaveRun;
+    ex.cx.scratch.put(Failure { reason: fault.reason, may_have_run });
     let asked = fault::Asked::of(&ex.cx.method, &ex.cx.headers, &ex.cx.request_id);
     let (parts, body) = fault::response(fault, &asked).into_parts();
     ResponseCx { status: parts.status, headers: parts.headers, body, origin: Origin::Fault }

@@ -247,7 +247,14 @@ fn routes(
     for route in &plan.routes {
         match chain(compiler, plan, directory, route) {
             Ok(chain) => routes.push(Route {
-                info: Arc::new(RouteInfo { name: route.name.clone(), upgrades: route.upgrades.clone() }),
+                info: Arc::new(RouteInfo {
+                    name: route.name.clone(),
+                    upgrades: route.upgrades.clone(),
+                    to: match &route.action {
+                        plan::Action::Forward(to) => callees(plan, to).collect(),
+                        _ => Vec::new(),
+                    },
+                }),
                 answers: chain.iter().any(|l| l.response),
                 chain,
                 preflights: compiler.entries.iter().any(|entry| {
@@ -270,13 +277,17 @@ fn routes(
 fn action(plan: &Plan, action: &plan::Action) -> Action {
     match action {
         plan::Action::Forward(to) => {
-            let targets: Vec<(usize, u32)> =
-                to.iter().filter_map(|(name, weight)| Some((position(plan, name)?, *weight))).collect();
+            let targets: Vec<(usize, u32)> = callees(plan, to).map(|(service, weight)| (service.0, weight)).collect();
             Action::Forward(Split::new(&targets))
         }
-        plan::Action::Redirect(redirect) => Action::Redirect(redirect.clone()),
+        plan::Action::Redirect(redirect) => Action::Redirect(Box::new(redirect.clone())),
         plan::Action::Respond(canned) => Action::Respond(canned.clone()),
     }
+}
+
+/// The services of a split, by position.
+fn callees<'a>(plan: &'a Plan, to: &'a [(String, u32)]) -> impl Iterator<Item = (ServiceId, u32)> + 'a {
+    to.iter().filter_map(|(name, weight)| Some((ServiceId(position(plan, name)?), *weight)))
 }
 
 /// Builds the filters of a route in the order of their phases, which is not the user's to get wrong.
@@ -319,8 +330,9 @@ fn listeners(plan: &Plan, errors: &mut Vec<ConfigError>) -> Vec<Listener> {
             .iter()
             .zip(0u32..)
             .filter(|(r, _)| r.listeners.as_ref().is_none_or(|names| names.iter().any(|n| n == name)));
+        let inherits = mine.clone().any(|(route, _)| route.inherit_deadline);
         match Table::build(mine.map(|(route, i)| (RouteSpec::from(route), i))) {
-            Ok(table) => listeners.push(Listener { plan: listener.clone(), table, stranger: None }),
+            Ok(table) => listeners.push(Listener { plan: listener.clone(), table, stranger: None, inherits }),
             Err(e) => errors.push(ConfigError::at(listener.span, e.to_string())),
         }
     }
@@ -343,7 +355,7 @@ fn pass_through(
     let mut build = compiler.build(plan, directory, "passthrough".to_owned(), Span::default());
     let way = build.keep("upstream", "", Passthrough::default);
     routes.push(Route {
-        info: Arc::new(RouteInfo { name: "passthrough".into(), upgrades: Vec::new() }),
+        info: Arc::new(RouteInfo { name: "passthrough".into(), upgrades: Vec::new(), to: Vec::new() }),
         request_timeout: Some(REQUEST),
         idle_timeout: Some(IDLE),
         action: Action::Pass(way),
@@ -357,7 +369,7 @@ fn pass_through(
 
 fn unrouted(metrics: &Arc<Registry>) -> Route {
     Route {
-        info: Arc::new(RouteInfo { name: "".into(), upgrades: Vec::new() }),
+        info: Arc::new(RouteInfo { name: "".into(), upgrades: Vec::new(), to: Vec::new() }),
         chain: Box::new([]),
         answers: false,
         preflights: false,
@@ -376,12 +388,12 @@ fn telemetry(compiler: &mut Compiler<'_, '_>, plan: &Plan) -> Result<Sinks, Conf
     let metrics = compiler.metrics.clone();
     let control = compiler.control.clone();
     let directory = Directory::default();
-    let mut build = compiler.build(plan, &directory, "telemetry".to_owned(), plan.source.span);
+    let mut build = compiler.build(plan, &directory, "telemetry".to_owned(), plan.span);
     let log = match &plan.telemetry.access_log {
         Some(log) => {
             // Opened here, so that a log that cannot be written is an error of the config; kept by what it is.
             let opened = AccessLog::open(log, &metrics)
-                .map_err(|e| ConfigError::at(plan.source.span, format!("access log {}: {e}", log.path.display())))?;
+                .map_err(|e| ConfigError::at(plan.span, format!("access log {}: {e}", log.path.display())))?;
             Some(build.keep("accessLog", &format!("{log:?}"), || opened))
         }
         None => None,
@@ -389,7 +401,7 @@ fn telemetry(compiler: &mut Compiler<'_, '_>, plan: &Plan) -> Result<Sinks, Conf
     let tracer = match &plan.telemetry.tracing {
         Some(tracing) => {
             let made = Tracer::new(tracing, &metrics, &control)
-                .map_err(|e| ConfigError::at(plan.source.span, format!("tracing: {e}")))?;
+                .map_err(|e| ConfigError::at(plan.span, format!("tracing: {e}")))?;
             Some(build.keep("tracing", &format!("{tracing:?}"), || made))
         }
         None => None,

@@ -24,6 +24,7 @@ pub struct Config {
     #[serde(default = "algorithms")]
     pub algorithms: Spot<Vec<Algorithm>>,
     /// How far clocks may differ, at most 5m. Default 60s.
+    #[schemars(extend("default" = "60s"))]
     pub leeway: Option<Spot<Duration>>,
     /// Where the token is found. Default: `Authorization: Bearer`.
     pub from: Option<Spot<From>>,
@@ -56,6 +57,10 @@ pub struct Jwks {
     pub discovery: bool,
     /// How often the URL is asked again, from 1s. Default 5m.
     pub refresh: Option<Spot<Duration>>,
+    /// How long keys stay in use that the URL or file does not confirm, from the last time it did; then tokens get 503
+    /// until it does again. The source is asked at least this often; `0s` = without limit. Default 24h.
+    #[schemars(extend("default" = "24h"))]
+    pub max_stale: Option<Spot<Duration>>,
     /// PEM file with the certificates to trust for the URL, instead of the system's.
     pub ca: Option<Spot<PathBuf>>,
     /// Allows an `http` URL whose host is not loopback: whoever is on the way can forge tokens. Default false.
@@ -67,6 +72,8 @@ pub struct Jwks {
 pub const LEEWAY: Time = Time::from_secs(60);
 /// Longest `leeway`.
 pub const MAX_LEEWAY: Time = Time::from_secs(300);
+/// Default of `jwks.maxStale`.
+pub const MAX_STALE: Time = Time::from_secs(24 * 3600);
 /// Default of `jwks.refresh`.
 pub const REFRESH: Time = Time::from_secs(300);
 

@@ -152,6 +152,7 @@ fn store(config: &Config, name: &str, node: &Node, build: &mut Build<'_>) -> Res
     if let Some(r) = jwks.refresh.as_ref().filter(|_| refresh < Duration::from_secs(1)) {
         return Err(ConfigError::at(r.span, format!("a refresh every {} is too often", r.value)).help("at least 1s"));
     }
+    let max_stale = jwks.max_stale.as_ref().map_or(config::MAX_STALE, |m| m.value.0);
     let secret = config.algorithms.value.iter().any(|a| a.is_symmetric());
     let ca = jwks.ca.as_ref().map(|ca| build.path(&ca.value));
     if secret && (jwks.url.is_some() || jwks.discovery) {
@@ -184,7 +185,7 @@ fn store(config: &Config, name: &str, node: &Node, build: &mut Build<'_>) -> Res
         }
     };
     let shape = format!(
-        "{:?} {:?} {:?} {:?} {refresh:?} {:?} {:?}",
+        "{:?} {:?} {:?} {:?} {refresh:?} {max_stale:?} {:?} {:?}",
         jwks.url.as_ref().map(|u| &u.value),
         jwks.file.as_ref().map(|f| &f.value),
         jwks.inline.as_ref().map(Node::to_json),
@@ -194,7 +195,8 @@ fn store(config: &Config, name: &str, node: &Node, build: &mut Build<'_>) -> Res
     );
     let mut made = None;
     let kept = build.keep("keys", &shape, || {
-        let store = Store::new(config.algorithms.value.clone(), !matches!(source, Source::Inline));
+        let store =
+            Store::new(config.algorithms.value.clone(), !matches!(source, Source::Inline)).stale_after(max_stale);
         let text = match &source {
             Source::Remote { .. } | Source::Discovered { .. } => None,
             Source::File(path) => Some(std::fs::read(path).map_err(|e| format!("{}: {e}", path.display()))),

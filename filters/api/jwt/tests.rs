@@ -647,6 +647,35 @@ async fn a_new_key_is_fetched_once_for_all_who_wait_and_old_ones_outlive_a_failu
 }
 
 #[tokio::test]
+async fn keys_that_nobody_confirms_are_given_up_in_time() {
+    let signer = Signer::new("k1");
+    let issuer = Issuer::start(Some(set(&[&signer]))).await;
+    let mut config = issuer.config();
+    config["jwks"]["maxStale"] = json!("2s");
+    config["jwks"]["refresh"] = json!("1s");
+    let jwt = living(config, &mut Estate::default());
+    let token = signer.token(&good());
+    let verdict = async || verdict(&jwt, &mut bearer(&token)).await;
+    let until = async |wanted: fn(&AuthVerdict) -> bool| {
+        let wait = async {
+            while !wanted(&verdict().await) {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(15), wait).await.expect("in time");
+    };
+    assert!(matches!(verdict().await, AuthVerdict::Accepted));
+    issuer.serve(None);
+    let begun = now();
+    until(|v| matches!(v, AuthVerdict::Unavailable(_))).await;
+    // Confirmed at most a refresh before the issuer went away.
+    assert!(now().since(begun) > Duration::from_millis(800), "an outage is bridged: {:?}", now().since(begun));
+    assert_eq!(jwt.store.generation(), 0, "a verdict in the cache does not count either");
+    issuer.serve(Some(set(&[&signer])));
+    until(|v| matches!(v, AuthVerdict::Accepted)).await;
+}
+
+#[tokio::test]
 async fn strangers_cannot_make_us_ask_again_and_again() {
     let signer = Signer::new("k1");
     let issuer = Issuer::start(Some(set(&[&signer]))).await;

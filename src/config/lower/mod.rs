@@ -24,13 +24,13 @@ use section::keys;
 
 /// The plan of a merged tree whose variables are filled in; `None` if no plan can be made of it. It is good only if no
 /// error was added.
-pub fn plan(root: &Node, entries: &[Entry], dir: &Path, errors: &mut Vec<ConfigError>) -> Option<Plan> {
-    let known = Names::of(root);
+pub fn plan(root: Node, entries: &[Entry], dir: &Path, errors: &mut Vec<ConfigError>) -> Option<Plan> {
+    let known = Names::of(&root);
     Lower { entries, dir: dir.to_path_buf(), errors, warnings: Vec::new(), known, filled: None }.plan(root)
 }
 
 /// The engine's own sections with every default filled in, as JSON, in the order of the raw types.
-pub fn filled(root: &Node, entries: &[Entry], dir: &Path) -> serde_json::Value {
+pub fn filled(root: Node, entries: &[Entry], dir: &Path) -> serde_json::Value {
     let mut errors = Vec::new();
     let filled = Some(serde_json::Map::new());
     let mut lower = Lower {
@@ -38,7 +38,7 @@ pub fn filled(root: &Node, entries: &[Entry], dir: &Path) -> serde_json::Value {
         dir: dir.to_path_buf(),
         errors: &mut errors,
         warnings: Vec::new(),
-        known: Names::of(root),
+        known: Names::of(&root),
         filled,
     };
     lower.plan(root);
@@ -67,7 +67,10 @@ struct Lower<'a> {
 }
 
 impl<'a> Lower<'a> {
-    fn plan(&mut self, root: &Node) -> Option<Plan> {
+    fn plan(&mut self, mut root: Node) -> Option<Plan> {
+        // Routes are most of a large configuration: their part of the tree goes as they are read.
+        let routes = take(&mut root, "routes");
+        let root = &root;
         self.version(root);
         self.unavailable(root, "state", "shared quota state");
         let admin = self.admin(root);
@@ -80,7 +83,7 @@ impl<'a> Lower<'a> {
             self.named(root, "consumers", "consumer", |this, name, span, node| this.consumer(name, span, node));
         self.credentials(&consumers);
         let services = self.named(root, "services", "service", Self::service);
-        let routes = self.routes(root);
+        let routes = self.routes(routes);
         let workload = self.workload(root);
         let telemetry = self.telemetry(root);
         let lifecycle = self.lifecycle(root);
@@ -99,7 +102,8 @@ impl<'a> Lower<'a> {
             telemetry,
             lifecycle,
             workers,
-            source: Node { span: root.span, value: Value::Null },
+            span: root.span,
+            admin_span: root.get("admin").map_or(root.span, |admin| admin.get("bind").unwrap_or(admin).span),
             files: Files::default(),
             warnings: Vec::new(),
         };
@@ -302,6 +306,14 @@ impl<'a> Lower<'a> {
             }
         }
     }
+}
+
+/// Takes what stands under a key out of a map.
+fn take(root: &mut Node, key: &str) -> Option<Node> {
+    let Value::Map(map) = &mut root.value else { return None };
+    let (_, node) = map.iter_mut().find(|(k, _)| k.name == key)?;
+    let span = node.span;
+    Some(std::mem::replace(node, Node { span, value: Value::Null }))
 }
 
 /// What consumers hold under one key, in the order of their names.
