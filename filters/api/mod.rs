@@ -4,7 +4,6 @@ pub mod api_key;
 pub mod auth;
 pub mod basic;
 mod bearer;
-pub use bearer::CLIENT_IDS;
 pub mod cache;
 pub mod cors;
 pub mod idempotency;
@@ -16,6 +15,8 @@ pub mod mtls;
 pub mod quota;
 pub mod signature;
 pub mod transform;
+
+pub use bearer::CLIENT_IDS;
 
 #[cfg(test)]
 pub(crate) mod fixture;
