@@ -30,6 +30,34 @@ impl Services for Nobody {
     }
 }
 
+/// Services that are a function.
+struct Played<F>(F);
+
+impl<F: Fn(ServiceId, Call) -> Answering + Send + Sync> Services for Played<F> {
+    fn call(self: Arc<Self>, service: ServiceId, call: Call) -> Answering {
+        (self.0)(service, call)
+    }
+}
+
+/// Services that answer what `play` makes of a call.
+pub fn services(play: impl Fn(ServiceId, Call) -> Answering + Send + Sync + 'static) -> Arc<dyn Services> {
+    Arc::new(Played(play))
+}
+
+/// A directory of services by these names.
+pub fn directory(services: &[&str]) -> Directory {
+    let services = services.iter().zip(0..).map(|(name, n)| ((*name).to_owned(), ServiceId(n))).collect();
+    Directory { services, ..Directory::default() }
+}
+
+/// What a step decides, in the end.
+pub async fn settled(step: Step<'_>) -> Verdict {
+    match step {
+        Step::Done(verdict) => verdict,
+        Step::Wait(later) => later.await,
+    }
+}
+
 pub fn request(method: &str, target: &str) -> RequestCx {
     let peer: SocketAddr = "192.0.2.7:5000".parse().expect("an address");
     RequestCx {

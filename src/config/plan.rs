@@ -10,7 +10,7 @@ use std::time::Duration;
 use http::{HeaderMap, Method, StatusCode};
 use ipnet::IpNet;
 use onehop_filters::contract::principal::Priority;
-use onehop_filters::contract::{ConfigError, Node, Span};
+use onehop_filters::contract::{ConfigError, Node, Span, Spot};
 
 use super::report::Files;
 
@@ -42,6 +42,12 @@ pub struct Plan {
     pub lifecycle: Lifecycle,
     /// `runtime.workers`; `None` = one per core of the cgroup.
     pub workers: Option<usize>,
+    /// `runtime.maxRequests`: requests in flight at most.
+    pub max_requests: Option<u32>,
+    /// `runtime.maxMemory`: resident bytes at most.
+    pub max_memory: Option<u64>,
+    /// `state`.
+    pub state: Arc<onehop_filters::contract::state::Settings>,
     /// Where it begins, for errors that no line can be blamed for.
     pub span: Span,
     /// Where `admin.bind` stands.
@@ -199,18 +205,32 @@ pub struct Route {
     /// `bodyLimit`: overrides the listener's.
     pub body_limit: Option<u64>,
     pub action: Action,
+    /// `sticky`: binds callers to one of several services.
+    pub sticky: Option<Sticky>,
     /// `carry.deadline: inherit`: the caller's deadline counts, whoever it is.
     pub inherit_deadline: bool,
 }
 
+/// `routes[n].sticky`.
+#[derive(Clone, Debug)]
+pub struct Sticky {
+    /// `by`: what tells callers apart; empty with `cookie`.
+    pub by: Spot<String>,
+    /// `cookie` and `maxAge`: a cookie that whoever has none is given.
+    pub cookie: Option<(String, Option<Duration>)>,
+}
+
 /// One of `routes[n].matches`.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Match {
     pub path: Option<PathMatch>,
     /// Empty = every method.
     pub methods: Vec<Method>,
     pub headers: Vec<(http::HeaderName, ValueMatch)>,
     pub query: Vec<(String, ValueMatch)>,
+    /// Names as written; a dot may lead into a claim.
+    pub claims: Vec<(String, ValueMatch)>,
+    pub cookies: Vec<(String, ValueMatch)>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

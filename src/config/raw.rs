@@ -205,6 +205,9 @@ section! {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         #[schemars(with = "Option<To>")]
         to: Option<Node>,
+        /// Binds callers to one of several services.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        sticky: Option<Spot<Sticky>>,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         redirect: Option<Redirect>,
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -223,6 +226,13 @@ section! {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         #[schemars(with = "Option<BTreeMap<String, TextMatch>>")]
         query: Option<Node>,
+        /// Claims of the user, `a.b` for one inside another; the route's `auth.require` says who vouches for them.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[schemars(with = "Option<BTreeMap<String, TextMatch>>")]
+        claims: Option<Node>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[schemars(with = "Option<BTreeMap<String, TextMatch>>")]
+        cookies: Option<Node>,
     }
 
     /// `0s` = no limit.
@@ -250,6 +260,19 @@ section! {
         /// Share of the requests; 0 = none.
         #[serde(default = "Target::default_weight")]
         weight: Spot<u64>,
+    }
+
+    /// The same caller, the same service. Exactly one of `by` and `cookie`.
+    Sticky {
+        /// `ip`, `consumer`, `user.sub`, `workload.id`, `header:NAME`, `cookie:NAME`, or CEL that gives text.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        by: Option<Spot<String>>,
+        /// Name of a cookie that whoever has none is given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        cookie: Option<Spot<String>>,
+        /// How long browsers keep the cookie. Default until they end.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        max_age: Option<Spot<Duration>>,
     }
 
     /// Sends the caller elsewhere. What is not named stays as it was asked for.
@@ -383,6 +406,12 @@ section! {
         #[serde(default = "Runtime::default_workers")]
         #[schemars(with = "Workers")]
         workers: Node,
+        /// Requests in flight; near it, callers with a low priority are refused first. Default no limit.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        max_requests: Option<Spot<u64>>,
+        /// Resident memory; near it, callers with a low priority are refused first. Default no limit.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        max_memory: Option<Spot<Size>>,
     }
 }
 
@@ -477,7 +506,7 @@ all_defaults! {
     Lifecycle {
         drain: Self::default_drain(), unready: Duration::default(), outbound_until_app_exits: false,
     }
-    Runtime { workers: Self::default_workers() }
+    Runtime { workers: Self::default_workers(), max_requests: None, max_memory: None }
 }
 
 impl Admin {

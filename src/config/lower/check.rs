@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use onehop_filters::contract::section::suggest;
+use onehop_filters::contract::section::{Value, suggest};
 use onehop_filters::contract::units::Duration;
 use onehop_filters::contract::{Node, Span, Spot};
 
@@ -162,7 +162,10 @@ impl Lower<'_> {
             if let Action::Forward(targets) = &route.action {
                 used.extend(targets.iter().map(|(s, _)| s.as_str()));
             }
+            // A filter may ask a service: whatever its section says that is the name of one.
+            route.filters.iter().for_each(|(_, section)| texts(section, &mut used));
         }
+        plan.identities.values().for_each(|(_, section)| texts(section, &mut used));
         for service in plan.services.values() {
             if let Some(Fallback::Service(s)) = &service.fallback {
                 used.insert(s);
@@ -175,6 +178,16 @@ impl Lower<'_> {
             let help = "add `listeners: { web: { bind: 0.0.0.0:8080 } }`";
             self.warn(Span { file: 0, line: 1, column: 1 }, "there is no listener: nothing is served", help);
         }
+    }
+}
+
+/// Every text in a section.
+fn texts<'a>(node: &'a Node, found: &mut BTreeSet<&'a str>) {
+    match &node.value {
+        Value::Str(text) => drop(found.insert(text)),
+        Value::Seq(items) => items.iter().for_each(|item| texts(item, found)),
+        Value::Map(map) => map.iter().for_each(|(_, value)| texts(value, found)),
+        _ => {}
     }
 }
 
@@ -194,6 +207,8 @@ fn places(route: &Route, plan: &Plan) -> Vec<String> {
         let mut m = m.clone();
         m.headers.sort_by(|a, b| a.0.as_str().cmp(b.0.as_str()));
         m.query.sort_by(|a, b| a.0.cmp(&b.0));
+        m.claims.sort_by(|a, b| a.0.cmp(&b.0));
+        m.cookies.sort_by(|a, b| a.0.cmp(&b.0));
         m.methods.sort_by(|a, b| a.as_str().cmp(b.as_str()));
         for host in hosts {
             for listener in &listeners {

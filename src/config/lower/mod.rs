@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use onehop_filters::contract::principal::Priority;
 use onehop_filters::contract::section::{Value, suggest};
+use onehop_filters::contract::state;
 use onehop_filters::contract::{ConfigError, Entry, Held, Node, Role, Span};
 
 use super::plan::{AccessLog, Admin, Bind, ConsumerPlan, Lifecycle, Plan, PlanPlan, Telemetry, TlsIdentity, Tracing};
@@ -72,7 +73,6 @@ impl<'a> Lower<'a> {
         let routes = take(&mut root, "routes");
         let root = &root;
         self.version(root);
-        self.unavailable(root, "state", "shared quota state");
         let admin = self.admin(root);
         let listeners = self.named(root, "listeners", "listener", Self::listener);
         let identities = self.named(root, "identities", "identity", |this, name, _, node| {
@@ -87,7 +87,8 @@ impl<'a> Lower<'a> {
         let workload = self.workload(root);
         let telemetry = self.telemetry(root);
         let lifecycle = self.lifecycle(root);
-        let workers = self.workers(root);
+        let (workers, max_requests, max_memory) = self.runtime(root);
+        let state = self.state(root);
         let plan = Plan {
             dir: self.dir.clone(),
             hash: 0,
@@ -104,6 +105,9 @@ impl<'a> Lower<'a> {
             workers,
             span: root.span,
             admin_span: root.get("admin").map_or(root.span, |admin| admin.get("bind").unwrap_or(admin).span),
+            max_requests,
+            max_memory,
+            state,
             files: Files::default(),
             warnings: Vec::new(),
         };
@@ -275,8 +279,25 @@ impl<'a> Lower<'a> {
         Lifecycle { drain: raw.drain.0, unready: raw.unready.0, outbound_until_app_exits: raw.outbound_until_app_exits }
     }
 
-    fn workers(&mut self, root: &Node) -> Option<usize> {
+    fn runtime(&mut self, root: &Node) -> (Option<usize>, Option<u32>, Option<u64>) {
         let raw: raw::Runtime = self.top(root, "runtime");
+        let workers = self.workers(&raw);
+        let most = raw.max_requests.and_then(|n| match u32::try_from(n.value) {
+            Ok(n) if n > 0 => Some(n),
+            _ => {
+                self.error(n.span, format!("{} requests are no limit", n.value), "from 1 to 4294967295");
+                None
+            }
+        });
+        // Less than the process needs by itself would refuse every request.
+        const LEAST: u64 = 64 << 20;
+        if let Some(size) = raw.max_memory.as_ref().filter(|size| size.value.0 < LEAST) {
+            self.error(size.span, "the process needs more memory by itself", "64MiB or more");
+        }
+        (workers, most, raw.max_memory.map(|size| size.value.0))
+    }
+
+    fn workers(&mut self, raw: &raw::Runtime) -> Option<usize> {
         match &raw.workers.value {
             Value::Str(s) if s == "auto" => None,
             Value::Int(n @ 1..=1024) => usize::try_from(*n).ok(),
@@ -284,6 +305,17 @@ impl<'a> Lower<'a> {
                 let help = "write `auto` or a whole number from 1 to 1024";
                 self.error(raw.workers.span, "this is not a number of workers", help);
                 None
+            }
+        }
+    }
+
+    fn state(&mut self, root: &Node) -> Arc<state::Settings> {
+        let raw: state::State = self.top(root, "state");
+        match raw.settle(&self.dir) {
+            Ok(settings) => Arc::new(settings),
+            Err(e) => {
+                self.errors.push(e);
+                Arc::default()
             }
         }
     }
