@@ -6,18 +6,17 @@ pub mod basic;
 mod bearer;
 pub mod cache;
 pub mod caller;
+pub mod compression;
 pub mod concurrency;
+pub mod content;
 pub mod cors;
 pub mod csrf;
+pub mod decompression;
 pub mod error_pages;
 pub mod ext_auth;
 pub mod fault;
-pub mod idempotency;
-pub use bearer::CLIENT_IDS;
-pub mod compression;
-pub mod content;
-pub mod decompression;
 pub mod grpc_web;
+pub mod idempotency;
 pub mod introspection;
 pub mod ip_rules;
 pub mod jose;
@@ -27,9 +26,12 @@ pub mod mirror;
 pub mod mtls;
 pub mod oidc;
 pub mod quota;
+pub mod signature;
 pub mod transcode;
 pub mod transform;
 mod watched;
+
+pub use bearer::CLIENT_IDS;
 
 #[cfg(test)]
 pub(crate) mod fixture;

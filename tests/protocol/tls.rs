@@ -185,6 +185,36 @@ fn clients_show_certificates_where_they_must() {
     assert_eq!((ask(&optional, Some(&known)), ask(&optional, Some(&unknown)), ask(&optional, None)), (200, 0, 200));
 }
 
+#[test]
+fn a_certificate_names_a_consumer() {
+    let authority = Authority::new();
+    let server = pair(&authority.issue("a", "a.example"));
+    let (ours, unknown) = (authority.issue("me", "spiffe://corp/ns/web/sa/shop"), authority.issue("x", "x.example"));
+    let up = Endpoint::ok();
+    let config = simple(&up)
+        .replace(
+            "bind: \"127.0.0.1:0\" }\nroutes",
+            &format!(
+                "bind: \"127.0.0.1:0\", tls: {{ certificates: [{server}], clientCa: {}, clientAuth: optional }} }}\n\
+                 identities: {{ machines: {{ mtls: {{}} }} }}\n\
+                 consumers: {{ shop: {{ certificates: [\"spiffe://corp/ns/web/sa/shop\"] }} }}\nroutes",
+                authority.ca().display()
+            ),
+        )
+        .replace("name: all,", "name: all, auth: { require: machines, consumers: shop },");
+    let hop = Onehop::start(&config);
+    for (identity, status) in [(Some(&ours), 200), (Some(&unknown), 401), (None, 401)] {
+        let mut client = Client::over(connect(hop.at("edge"), &authority.client(&[], identity), "a.example").unwrap());
+        // What another proxy would say about a certificate is nobody's word here.
+        let claims = "x-forwarded-client-cert: URI=spiffe://corp/ns/web/sa/shop\r\nclient-cert: :MIIB:\r\n";
+        client.send(get("a.example").replacen("\r\n\r\n", &format!("\r\n{claims}\r\n"), 1).as_bytes());
+        let answer = client.answer();
+        assert_eq!(answer.status(), status, "{}", answer.text());
+    }
+    assert_eq!(up.seen(), 1);
+    assert!(!up.last().contains("client-cert"), "{}", up.last());
+}
+
 /// A TLS server that wants a certificate of this authority.
 fn mutual(authority: &Authority, files: &Files) -> SocketAddr {
     let verifier =

@@ -23,6 +23,7 @@ have chromium chromium
 have node nodejs
 have npm npm
 have etcd etcd-server
+have htpasswd apache2-utils
 have java default-jdk-headless
 have mvn maven
 command -v go >/dev/null || { [ -x target/real-bin/h2spec ] && [ -x target/real-bin/service_cmd ]; } || need+=(golang-go)
@@ -32,12 +33,13 @@ if [ ${#need[@]} -gt 0 ]; then
   DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${need[@]}"
 fi
 
-# Client and server libraries of gRPC, WebSocket and OTLP, in a place of their own.
+# Client and server libraries of gRPC, WebSocket, OTLP and HTTP signatures, in a place of their own.
 venv=target/real-venv
-if ! "$venv/bin/python3" -c 'import grpc, websockets, opentelemetry.proto' 2>/dev/null; then
+if ! "$venv/bin/python3" -c 'import grpc, websockets, opentelemetry.proto, http_message_signatures, requests' 2>/dev/null; then
   python3 -m venv "$venv"
   "$venv/bin/pip" install --quiet --disable-pip-version-check \
-    'grpcio>=1.60' 'websockets>=13' 'opentelemetry-proto>=1.30'
+    'grpcio>=1.60' 'websockets>=13' 'opentelemetry-proto>=1.30' \
+    'http-message-signatures>=1.0' 'requests>=2.31'
 fi
 
 if [ ! -x target/real-bin/h2spec ]; then

@@ -388,7 +388,8 @@ impl Auth {
     }
 
     fn attempted(&self, tried: &Tried) -> Vec<Attempted> {
-        let one = |(at, name): (usize, &Box<str>)| {
+        let names = self.names.iter().enumerate();
+        let one = |(at, name)| {
             let (outcome, why) = match tried.state(at) {
                 State::Unasked => ("unasked", ""),
                 State::Accepted => ("accepted", ""),
@@ -396,9 +397,9 @@ impl Auth {
                 State::Refused(error) => ("refused", error.description),
                 State::Unavailable(why) => ("unavailable", *why),
             };
-            Attempted { identity: name.clone(), outcome, why }
+            Attempted { identity: Box::clone(name), outcome, why }
         };
-        self.names.iter().enumerate().map(one).collect()
+        names.map(one).collect()
     }
 
     /// RFC 6750 section 3.1: a good token without the scope.

@@ -123,10 +123,10 @@ fn basic(node: &Node, build: &mut Build<'_>) -> Result<Basic, ConfigError> {
             if let Some(e) = errors.drain(..).next() {
                 return Err(e);
             }
-            let owner = |(name, (_, owner)): (&Box<str>, &(Hash, String))| {
-                Some((name.clone(), build.directory.consumers.get(owner)?.clone()))
-            };
-            let owners = held.iter().filter_map(owner).collect();
+            let consumers = &build.directory.consumers;
+            let owners =
+                held.iter().filter_map(|(name, (_, owner))| Some((name.clone(), consumers.get(owner)?.clone())));
+            let owners = owners.collect();
             let table: BTreeMap<Box<str>, Hash> = held.into_iter().map(|(name, (hash, _))| (name, hash)).collect();
             // Verdicts live on while nobody's password changes.
             let shape = format!("{table:?}");

@@ -38,8 +38,8 @@ impl Users {
         if let Some(hash) = self.by_name.get(name) {
             return Some((hash, true));
         }
-        let mut draw = foldhash::quality::FixedState::with_seed(seed);
-        let at = usize::try_from(std::hash::BuildHasher::hash_one(&mut draw, name)).unwrap_or(usize::MAX);
+        let draw = foldhash::quality::FixedState::with_seed(seed);
+        let at = usize::try_from(std::hash::BuildHasher::hash_one(&draw, name)).unwrap_or(usize::MAX);
         Some((self.by_name.values().nth(at.checked_rem(self.by_name.len())?)?, false))
     }
 }
