@@ -21,6 +21,7 @@ pub const BUILTIN: &[Entry] = &[
     api::quota::ENTRY,
     api::transcode::ENTRY,
     api::transform::ENTRY,
+    api::validate::ENTRY,
     mesh::discover::static_::ENTRY,
     mesh::discover::dns::ENTRY,
     mesh::discover::srv::ENTRY,

@@ -11,6 +11,7 @@ pub mod jwt;
 pub mod quota;
 pub mod transcode;
 pub mod transform;
+pub mod validate;
 mod watched;
 
 #[cfg(test)]
