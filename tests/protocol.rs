@@ -13,8 +13,12 @@ mod grpc;
 mod http1;
 #[path = "protocol/passthrough.rs"]
 mod passthrough;
+#[path = "protocol/shapes.rs"]
+mod shapes;
 #[path = "protocol/tls.rs"]
 mod tls;
+#[path = "protocol/translate.rs"]
+mod translate;
 #[path = "protocol/transports.rs"]
 mod transports;
 #[path = "protocol/upgrade.rs"]

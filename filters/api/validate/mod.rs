@@ -296,8 +296,11 @@ impl Validate {
         else {
             return Ok(());
         };
-        if empty || rs.status == StatusCode::PARTIAL_CONTENT {
+        if rq.method == Method::HEAD || rs.status == StatusCode::PARTIAL_CONTENT {
             return Ok(());
+        }
+        if empty {
+            return Err(invalid(vec![mistake("", "is missing")]));
         }
         let too_large = || Box::new(Fault::new(Reason::ResponseBodyTooLarge).by(NAME));
         let text = match content::read_ahead(&mut rs.body, self.limit, rq.deadline, Reason::Deadline).await? {

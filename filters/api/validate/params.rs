@@ -39,10 +39,9 @@ impl Types {
         if depth == 0 {
             return;
         }
-        if let Some(target) = schema.get("$ref").and_then(Value::as_str).and_then(|r| r.strip_prefix('#')) {
-            if let Some(target) = root.pointer(target) {
-                self.gather(target, root, depth - 1);
-            }
+        let target = schema.get("$ref").and_then(Value::as_str).and_then(|r| r.strip_prefix('#'));
+        if let Some(target) = target.and_then(|target| root.pointer(target)) {
+            self.gather(target, root, depth - 1);
         }
         let names: Vec<&str> = match schema.get("type") {
             Some(Value::String(name)) => vec![name],

@@ -202,6 +202,7 @@ fn answers_against_a_description() {
         (200, &[JSON][..], r#"{"id": 7}"#, ""),
         (200, &[JSON], r#"{"id": "7"}"#, "invalid-response /id"),
         (200, &[JSON], "{", "invalid-response "),
+        (200, &[JSON], "", "invalid-response "),
         (200, &[JSON], &long, "response-body-too-large"),
         (200, &[("content-type", "text/html")], "<p>", "invalid-response headers.content-type"),
         (404, &[("content-type", "application/problem+json")], r#"{"title": "x"}"#, ""),
