@@ -23,8 +23,12 @@ mod jwks;
 mod load;
 #[path = "real/nginx.rs"]
 mod nginx;
+#[path = "real/oidc.rs"]
+mod oidc;
 #[path = "real/otlp.rs"]
 mod otlp;
+#[path = "real/registries.rs"]
+mod registries;
 #[path = "real/tls.rs"]
 mod tls;
 #[path = "real/websocket.rs"]

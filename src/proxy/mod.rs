@@ -2,11 +2,13 @@
 
 pub mod attempt;
 mod callout;
+mod claims;
 pub mod deadline;
 pub mod embed;
 pub mod exchange;
 pub mod head;
 pub mod headers;
+mod inject;
 pub mod ledger;
 mod passthrough;
 pub mod replay;

@@ -8,9 +8,13 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version, header};
 use http_body::Body as _;
 use hyper::upgrade::OnUpgrade;
+use onehop_filters::contract::metrics::Gauge;
+use onehop_filters::contract::principal::User;
+use onehop_filters::contract::scratch::Failure;
 use onehop_filters::contract::trail::{Outcome, Trail};
 use onehop_filters::contract::{
-    Body, Conn, Dialect, Fault, Moment, Origin, Reason, RequestCx, ResponseCx, Scratch, Step, Trace, Verdict, now,
+    Body, Conn, Dialect, Fault, Moment, Origin, Proof, Reason, RequestCx, ResponseCx, Scratch, Side, Step, Trace,
+    Verdict, now,
 };
 use smallvec::SmallVec;
 
@@ -19,7 +23,7 @@ use super::exchange::{Exchange, Outgoing, Tally, Told, Unanswered};
 use super::head::{Admitted, admit};
 use super::headers::forwarded::Stamp;
 use super::headers::{legal, request_id, trace, via};
-use super::{deadline, ledger, passthrough, upgrade};
+use super::{claims, deadline, ledger, passthrough, upgrade};
 use crate::config::plan::Capture;
 use crate::edge::body::Inbound;
 use crate::edge::serve::Link;
@@ -29,6 +33,7 @@ use crate::observe::server_timing;
 use crate::route::{Candidate, Probe, rewrite};
 use crate::runtime::Drain;
 use crate::snapshot::cell::{Cell, View};
+use crate::snapshot::overload::Overload;
 use crate::snapshot::{Action, Listener, Route};
 use crate::upstream::passthrough::Passthrough;
 
@@ -98,6 +103,14 @@ pub async fn serve(cell: &Cell, caller: &Caller, arrived: Arrived) -> Response<O
     };
     let length = admitted.content_length;
     let mut rq = begin(&view, listener, caller, admitted, started);
+    // Until `ledger::close`.
+    view.engine.inflight.add(1);
+    if view.overload.as_ref().is_some_and(|o| o.sheds(&view.engine.inflight, None)) {
+        rq.doomed = Some(Fault::new(Reason::Shed).by("overload"));
+    } else if !rq.undecided.is_empty() && rq.doomed.is_none() {
+        // Boxed: the rare way must not make every request's future larger.
+        Box::pin(rq.decide(listener)).await;
+    }
     rq.link = link;
     rq.on_upgrade = on_upgrade;
     take_body(&mut rq, listener, body, length);
@@ -115,6 +128,27 @@ struct Request {
     on_upgrade: Option<OnUpgrade>,
     /// Found out before the chain: refuses without running it.
     doomed: Option<Fault>,
+    /// Routes that claims nobody knows yet decide about, and how much of the path each covers.
+    undecided: Vec<(u32, usize)>,
+    /// What the caller's deadline leaves, and whether every route takes it over.
+    left: (Option<Duration>, bool),
+}
+
+impl Request {
+    /// Chooses the route by the user's claims; gives the user.
+    async fn decide(&mut self, listener: &Listener) -> Option<Arc<User>> {
+        let undecided = std::mem::take(&mut self.undecided);
+        let (found, user) = claims::choose(&mut self.ex, listener, &undecided).await;
+        let view = self.ex.view.clone();
+        let route = found.map_or(&view.unrouted, |(i, _)| &view.routes[i as usize]);
+        let (left, always) = self.left;
+        let ex = &mut *self.ex;
+        ex.route = found.map(|(i, _)| i);
+        ex.cx.route = route.info.clone();
+        ex.cx.covered = found.map_or(0, |(_, covered)| covered);
+        ex.cx.deadline = due(route, ex.cx.started, left.filter(|_| always || route.inherit_deadline));
+        user
+    }
 }
 
 /// Settles everything about the request that does not depend on its route, then its route.
@@ -128,7 +162,8 @@ fn begin(view: &Arc<View>, listener: &Listener, caller: &Caller, admitted: Admit
     let grpc = headers.get(header::CONTENT_TYPE).is_some_and(fault::is_grpc);
     let debug = believed && headers.remove(&view.telemetry.debug_header).is_some();
     // Before what only trusted peers may send is taken away: in the mesh, whoever calls passes its deadline on.
-    let left = if near || grpc { deadline::take(&mut headers, grpc) } else { None };
+    // A stranger's counts only on a route that says so; which one it is comes out below.
+    let left = if near || grpc || listener.inherits { deadline::take(&mut headers, grpc) } else { None };
     let (client, mut own) = caller.stamp.apply(&mut headers, &authority);
     let request_id = request_id::settle(&headers, near, request_id::draw);
     own.push((super::REQUEST_ID.clone(), request_id.clone()));
@@ -153,12 +188,20 @@ fn begin(view: &Arc<View>, listener: &Listener, caller: &Caller, admitted: Admit
         query: target.query(),
         method: &method,
         headers: &headers,
+        claims: None,
     };
-    let found = preflight(view, listener, &probe)
+    let preflight = preflight(view, listener, &probe);
+    let undecided = match preflight {
+        Some(_) => Vec::new(),
+        None => listener.table.undecided(&probe).into_iter().map(|hit| (*hit.value, hit.covered)).collect(),
+    };
+    let found = preflight
         .or_else(|| listener.table.lookup(&probe).map(|hit| (*hit.value, hit.covered)))
         .or_else(|| Some((listener.stranger.filter(|_| !listener.table.knows(probe.host))?, 0)));
     let route = found.map_or(&view.unrouted, |(i, _)| &view.routes[i as usize]);
-    let left = left.filter(|_| near || route.inherit_deadline || grpc);
+    let always = near || grpc;
+    let kept = (left, always);
+    let left = left.filter(|_| always || route.inherit_deadline);
     let asked = target.clone();
     let cx = RequestCx {
         conn: conn.clone(),
@@ -190,7 +233,18 @@ fn begin(view: &Arc<View>, listener: &Listener, caller: &Caller, admitted: Admit
     let route = found.map(|(i, _)| i);
     let mut ex = Unanswered::new(Exchange { cx, asked, view: view.clone(), route, fields, tally, admission: None });
     ex.cx.trail.timed = debug || trace.sampled;
-    Request { ex, te_trailers, expect_continue, upgrade, grpc, link: None, on_upgrade: None, doomed }
+    Request {
+        ex,
+        te_trailers,
+        expect_continue,
+        upgrade,
+        grpc,
+        link: None,
+        on_upgrade: None,
+        doomed,
+        undecided,
+        left: kept,
+    }
 }
 
 /// The route of a cross-origin preflight: the one that will serve the request it asks for, if that answers preflights.
@@ -201,8 +255,11 @@ fn preflight(view: &View, listener: &Listener, probe: &Probe<'_>) -> Option<(u32
     }
     let method = probe.headers.get(header::ACCESS_CONTROL_REQUEST_METHOD)?;
     let method = Method::from_bytes(method.as_bytes()).ok()?;
-    let hit = listener.table.lookup(&Probe { method: &method, ..*probe })?;
-    view.routes[*hit.value as usize].preflights.then_some((*hit.value, hit.covered))
+    let probe = Probe { method: &method, ..*probe };
+    // It carries no credential: routes that claims decide about answer for what may follow.
+    let undecided = listener.table.undecided(&probe).into_iter();
+    let mut hits = undecided.chain(listener.table.lookup(&probe)).map(|hit| (*hit.value, hit.covered));
+    hits.find(|(i, _)| view.routes[*i as usize].preflights)
 }
 
 /// Continues the caller's trace, or begins one if there is anywhere to report it.
@@ -250,10 +307,11 @@ fn due(route: &Route, started: Moment, left: Option<Duration>) -> Moment {
 async fn run(mut rq: Request, caller: &Caller) -> Response<Outgoing> {
     let view = rq.ex.view.clone();
     let route = rq.ex.route.map_or(&view.unrouted, |i| &view.routes[i as usize]);
+    let overload = view.overload.as_ref().map(|overload| (overload, &view.engine.inflight));
     let mut ran = 0;
     let result = match rq.doomed.take() {
         Some(fault) => Err(Box::new(fault)),
-        None => match chain(&mut rq.ex.cx, route, &mut ran).await {
+        None => match chain(&mut rq.ex.cx, route, overload, &mut ran).await {
             Ok(None) => {
                 rq.ex.tally.chain_done = now();
                 act(&mut rq, route).await.map_err(Box::new)
@@ -273,8 +331,16 @@ async fn run(mut rq: Request, caller: &Caller) -> Response<Outgoing> {
 }
 
 /// Walks the chain in. `ran` counts the filters whose `on_request` was called.
-async fn chain(cx: &mut RequestCx, route: &Route, ran: &mut usize) -> Result<Option<Box<Response<Body>>>, Box<Fault>> {
-    for link in &*route.chain {
+async fn chain(
+    cx: &mut RequestCx,
+    route: &Route,
+    overload: Option<(&Overload, &Gauge)>,
+    ran: &mut usize,
+) -> Result<Option<Box<Response<Body>>>, Box<Fault>> {
+    for (at, link) in route.chain.iter().enumerate() {
+        if at == route.known {
+            shed(cx, overload)?;
+        }
         *ran += 1;
         let begun = if cx.trail.timed { now() } else { Moment::ZERO };
         let verdict = match link.filter.on_request(cx) {
@@ -297,7 +363,21 @@ async fn chain(cx: &mut RequestCx, route: &Route, ran: &mut usize) -> Result<Opt
             }
         }
     }
+    if route.known == route.chain.len() {
+        shed(cx, overload)?;
+    }
     Ok(None)
+}
+
+/// Gives the request up if the process has too much to do: who calls is known, and nothing was charged yet.
+fn shed(cx: &mut RequestCx, overload: Option<(&Overload, &Gauge)>) -> Result<(), Box<Fault>> {
+    let Some((overload, in_flight)) = overload else { return Ok(()) };
+    let priority = cx.consumer.as_ref().map(|consumer| consumer.priority()).unwrap_or_default();
+    if overload.sheds(in_flight, Some(priority)) {
+        cx.trail.note("overload", Outcome::Refuse, Reason::Shed.code(), 0, Duration::ZERO);
+        return Err(Box::new(Fault::new(Reason::Shed).by("overload")));
+    }
+    Ok(())
 }
 
 /// Walks back out over the filters that ran. A fault here becomes the answer.
@@ -341,7 +421,9 @@ impl Answer {
 async fn act(rq: &mut Request, route: &Route) -> Result<Answer, Fault> {
     match &route.action {
         Action::Forward(split) => {
-            let target = split.choose(super::seed()).ok_or_else(|| Fault::new(Reason::NoWeight).by("routes"))?;
+            let target = split
+                .choose_for(&mut rq.ex.cx, super::seed())
+                .ok_or_else(|| Fault::new(Reason::NoWeight).by("routes"))?;
             call(rq, Callee::Service(target)).await
         }
         Action::Pass(way) => call(rq, Callee::Host(way)).await,
@@ -426,6 +508,9 @@ async fn call(rq: &mut Request, callee: Callee<'_>) -> Result<Answer, Fault> {
 /// A fault as a response, with the fields that filters promised for any answer.
 fn render(ex: &mut Exchange, fault: &Fault) -> ResponseCx {
     ex.tally.refused = Some((fault.reason, fault.by));
+    // What a filter or a gate refuses never reached an endpoint, whatever its fault says of tries.
+    let may_have_run = fault.reason.side() == Side::Upstream && fault.proof == Proof::MayHaveRun;
+    ex.cx.scratch.put(Failure { reason: fault.reason, may_have_run });
     let mut asked = fault::Asked::of(&ex.cx.method, &ex.cx.headers, &ex.cx.request_id);
     if let Some(caller) = ex.cx.scratch.find::<Dialect>() {
         asked.grpc = caller.grpc.as_ref();
@@ -543,26 +628,32 @@ pub async fn hypothetical(view: &Arc<View>, listener: &Listener, caller: &Caller
             return found;
         }
     };
-    let probe = Probe {
-        host: admitted.authority.host(),
-        path: admitted.target.path(),
-        query: admitted.target.query(),
-        method: &admitted.method,
-        headers: &admitted.headers,
-    };
-    found.candidates = listener.table.explain(&probe);
+    let (authority, target) = (admitted.authority.clone(), admitted.target.clone());
+    let (method, headers) = (admitted.method.clone(), admitted.headers.clone());
     let mut rq = begin(view, listener, caller, admitted, now());
+    rq.ex.cx.dry_run = true;
+    rq.ex.cx.trail.timed = true;
+    let user = match rq.undecided.is_empty() {
+        true => None,
+        false => rq.decide(listener).await,
+    };
+    found.candidates = listener.table.explain(&Probe {
+        host: authority.host(),
+        path: target.path(),
+        query: target.query(),
+        method: &method,
+        headers: &headers,
+        claims: user.as_ref().map(|user| &user.claims),
+    });
     found.route = rq.ex.route;
     found.refused = rq.doomed.take();
     let cx = &mut rq.ex.cx;
-    cx.dry_run = true;
-    cx.trail.timed = true;
     if let Some(route) = found.route.map(|i| &view.routes[i as usize]) {
         let mut ran = 0;
-        found.verdict = match chain(cx, route, &mut ran).await {
+        found.verdict = match chain(cx, route, None, &mut ran).await {
             Ok(None) => None,
             Ok(Some(reply)) => Some(reply.status().to_string()),
-            Err(fault) => Some(format!("{} {fault}", fault.reason.status())),
+            Err(fault) => Some(format!("{} {fault}", fault.status())),
         };
     }
     found.trail = cx.trail.clone();

@@ -19,6 +19,12 @@ have npm npm
 have c++ g++
 have cmake cmake
 have strip binutils
+have chromium chromium
+have node nodejs
+have npm npm
+have etcd etcd-server
+have java default-jdk-headless
+have mvn maven
 command -v go >/dev/null || [ -x target/real-bin/h2spec ] || need+=(golang-go)
 python3 -c 'import venv, ensurepip' 2>/dev/null || need+=(python3-venv)
 if [ ${#need[@]} -gt 0 ]; then
@@ -43,5 +49,16 @@ fi
 
 if [ ! -x target/real-bin/h2spec ]; then
   GOBIN=$PWD/target/real-bin go install github.com/summerwind/h2spec/cmd/h2spec@latest
+fi
+# The issuer that people log in at.
+issuer=target/real-node
+if [ ! -d "$issuer/node_modules/oidc-provider" ]; then
+  mkdir -p "$issuer"
+  npm install --prefix "$issuer" --no-audit --no-fund --silent 'oidc-provider@^9'
+fi
+# Eureka and what it stands on.
+if [ ! -f target/real-java/.complete ]; then
+  mvn -q -B -f tests/real/java/pom.xml dependency:copy-dependencies -DincludeScope=runtime -DoutputDirectory="$PWD/target/real-java"
+  touch target/real-java/.complete
 fi
 echo "real servers: all installed"
