@@ -81,7 +81,8 @@ fn browsers_call_grpc() {
     assert!(failed.starts_with(b"first") && trailers(&failed[5..]).contains("grpc-status: 13\r\n"), "{failed:?}");
     let late = chunks(&post(&hop, "/Slow", &web.replace("2S", "100m"), b"\0\0\0\0\0"));
     assert!(trailers(&late).contains("grpc-status: 4\r\n"));
-    let bad = chunks(&post(&hop, "/Unary", "content-type: application/grpc-web-text\r\n", b"AAAA!!!!"));
+    let headers = "content-type: application/grpc-web-text\r\naccept: application/grpc-web\r\n";
+    let bad = chunks(&post(&hop, "/Unary", headers, b"AAAA!!!!"));
     assert!(trailers(&bad).contains("grpc-status: 3\r\n"), "{}", trailers(&bad));
 }
 

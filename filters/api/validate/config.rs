@@ -23,13 +23,16 @@ pub struct Config {
     /// What stands before the paths of the description. Default: the path of its first server.
     pub base_path: Option<Spot<String>>,
     /// Largest body that is checked. Default `1MiB`.
+    #[schemars(extend("default" = "1MiB"))]
     pub limit: Option<Spot<Size>>,
     /// Deepest nesting of a body, up to 128. Default 64.
+    #[schemars(extend("default" = 64))]
     pub max_depth: Option<Spot<usize>>,
     /// Nothing is refused; what would be is counted and logged. Default false.
     #[serde(default)]
     pub shadow: bool,
     /// Whether answers are checked against the description. Default `skip`.
+    #[schemars(extend("default" = "skip"))]
     pub response: Option<Spot<Response>>,
 }
 
