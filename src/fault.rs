@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use bytes::Bytes;
 use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
-use onehop_filters::contract::{Body, Fault, Reason};
+use onehop_filters::contract::{Body, Fault, Lists, Reason};
 
 use crate::observe::json;
 
@@ -147,7 +147,7 @@ fn problem_json(fault: &Fault, request_id: &[u8]) -> Vec<u8> {
         out.extend_from_slice(br#","filter":"#);
         json::string(&mut out, fault.by.as_bytes());
     }
-    if let Some(tried) = &fault.tried {
+    if let Some(Lists { tried, .. }) = fault.lists.as_deref() {
         let mut next: &[u8] = br#","tried":["#;
         for one in tried {
             out.extend_from_slice(next);
@@ -165,7 +165,7 @@ fn problem_json(fault: &Fault, request_id: &[u8]) -> Vec<u8> {
         }
         out.extend_from_slice(if tried.is_empty() { b"" } else { b"]" });
     }
-    if let Some(errors) = &fault.errors {
+    if let Some(Lists { errors, .. }) = fault.lists.as_deref() {
         let mut next: &[u8] = br#","errors":["#;
         for mistake in errors {
             out.extend_from_slice(next);

@@ -27,6 +27,10 @@ mod nginx;
 mod oidc;
 #[path = "real/otlp.rs"]
 mod otlp;
+#[path = "real/ratelimit.rs"]
+mod ratelimit;
+#[path = "real/redis.rs"]
+mod redis;
 #[path = "real/registries.rs"]
 mod registries;
 #[path = "real/tls.rs"]

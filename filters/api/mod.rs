@@ -5,6 +5,8 @@ pub mod auth;
 pub mod basic;
 mod bearer;
 pub mod cache;
+pub mod caller;
+pub mod concurrency;
 pub mod cors;
 pub mod csrf;
 pub mod error_pages;

@@ -131,6 +131,10 @@ pub struct Directory {
     pub services: BTreeMap<String, ServiceId>,
     /// Routes that call a service which only speaks HTTP/1.1, by name, with the name of that service.
     pub http1: BTreeMap<String, String>,
+    /// `state`.
+    pub state: Arc<super::state::Settings>,
+    /// What `check --effective` says besides the configuration: numbers that follow from it.
+    pub remarks: parking_lot::Mutex<Vec<String>>,
 }
 
 impl Directory {

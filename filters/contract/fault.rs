@@ -98,6 +98,7 @@ reasons! {
     PendingTimeout      "pending-timeout"      SERVICE_UNAVAILABLE Proxy "connection_limit_reached" "The request waited too long for the service.";
     IdentityUnavailable "identity-unavailable" SERVICE_UNAVAILABLE Proxy "proxy_internal_error" "The keys to check credentials are not available.";
     AuthorizationUnavailable "authorization-unavailable" SERVICE_UNAVAILABLE Proxy "proxy_internal_error" "Who decides about the request could not be asked.";
+    QuotaUnavailable    "quota-unavailable"    SERVICE_UNAVAILABLE Proxy "proxy_internal_error" "What is left of the quota is not known.";
     NoWeight            "no-weight"            INTERNAL_SERVER_ERROR Proxy "proxy_configuration_error" "Every service of the route has weight 0.";
     FilterFailed        "filter-failed"        INTERNAL_SERVER_ERROR Proxy "proxy_internal_error" "A filter could not decide.";
     Internal            "internal"             INTERNAL_SERVER_ERROR Proxy "proxy_internal_error" "The proxy failed.";
@@ -137,14 +138,21 @@ pub struct Fault {
     pub headers: Option<Box<http::HeaderMap>>,
     /// The filter or room that decided, for `Proxy-Status` and the log.
     pub by: &'static str,
-    /// Which identities were asked and why none opened a way: the problem's `tried`. `None` costs nothing.
-    pub tried: Option<Box<[Attempted]>>,
     /// Status of the answer, where a filter's config says another than the reason's own.
     pub status: Option<StatusCode>,
     /// `grpc-status` of the answer to a gRPC call, where it is another than the reason's own.
     pub grpc: Option<u16>,
-    /// What is wrong with which part of the message: the problem's `errors`. `None` costs nothing.
-    pub errors: Option<Box<[Mistake]>>,
+    /// What some problems list besides. `None` costs nothing.
+    pub lists: Option<Box<Lists>>,
+}
+
+/// Lists that a problem carries (RFC 9457 section 3.2, extension members).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lists {
+    /// Which identities were asked and why none opened a way: `tried`.
+    pub tried: Vec<Attempted>,
+    /// What is wrong with which part of the message: `errors`.
+    pub errors: Vec<Mistake>,
 }
 
 /// What became of one identity, as the problem's `tried` lists it (RFC 9457 section 3.2, extension members).
@@ -169,17 +177,7 @@ pub struct Mistake {
 
 impl Fault {
     const fn made(reason: Reason, proof: Proof) -> Self {
-        Self {
-            reason,
-            proof,
-            detail: Cow::Borrowed(""),
-            headers: None,
-            by: "",
-            tried: None,
-            errors: None,
-            status: None,
-            grpc: None,
-        }
+        Self { reason, proof, detail: Cow::Borrowed(""), headers: None, by: "", lists: None, status: None, grpc: None }
     }
     /// A failure whose request may have run (irrelevant for faults found before any try).
     #[must_use]
@@ -206,7 +204,7 @@ impl Fault {
     /// Lists the identities that were asked.
     #[must_use]
     pub fn tried(mut self, tried: Vec<Attempted>) -> Self {
-        self.tried = Some(tried.into());
+        self.lists.get_or_insert_default().tried = tried;
         self
     }
     /// Answers with another status than the reason's own.
@@ -229,7 +227,7 @@ impl Fault {
     /// Lists what is wrong with which part of the message.
     #[must_use]
     pub fn errors(mut self, errors: Vec<Mistake>) -> Self {
-        self.errors = Some(errors.into());
+        self.lists.get_or_insert_default().errors = errors;
         self
     }
     /// Adds a response field.

@@ -46,6 +46,8 @@ pub struct Plan {
     pub max_requests: Option<u32>,
     /// `runtime.maxMemory`: resident bytes at most.
     pub max_memory: Option<u64>,
+    /// `state`.
+    pub state: Arc<onehop_filters::contract::state::Settings>,
     /// Where it begins, for errors that no line can be blamed for.
     pub span: Span,
     /// Where `admin.bind` stands.

@@ -7,7 +7,6 @@ use std::time::Duration;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version, header};
 use http_body::Body as _;
-use hyper::upgrade::OnUpgrade;
 use onehop_filters::contract::metrics::Gauge;
 use onehop_filters::contract::principal::User;
 use onehop_filters::contract::scratch::Failure;
@@ -25,8 +24,9 @@ use super::headers::forwarded::Stamp;
 use super::headers::{legal, request_id, trace, via};
 use super::{claims, deadline, ledger, passthrough, upgrade};
 use crate::config::plan::Capture;
-use crate::edge::body::Inbound;
+use crate::edge::body::{Inbound, Incoming};
 use crate::edge::serve::Link;
+use crate::edge::switch::Switch;
 use crate::edge::tls::Acceptor;
 use crate::fault;
 use crate::observe::server_timing;
@@ -73,16 +73,16 @@ pub struct Arrived {
     pub parts: Parts,
     /// Body.
     pub body: Arriving,
-    /// The connection's own tools; none when embedded.
-    pub link: Option<Arc<Link>>,
+    /// The connection's own tools, and the request's stream on it; none when embedded.
+    pub link: Option<(Arc<Link>, u32)>,
     /// The way to the raw connection, if the client asked for another protocol.
-    pub on_upgrade: Option<OnUpgrade>,
+    pub on_upgrade: Option<Switch>,
 }
 
 /// A request body whose limits are not known yet: they depend on the route.
 pub enum Arriving {
     /// From a connection.
-    Wire(hyper::body::Incoming),
+    Wire(Incoming),
     /// Made by the embedding program.
     Made(Body),
 }
@@ -124,8 +124,8 @@ struct Request {
     expect_continue: bool,
     upgrade: Option<HeaderValue>,
     grpc: bool,
-    link: Option<Arc<Link>>,
-    on_upgrade: Option<OnUpgrade>,
+    link: Option<(Arc<Link>, u32)>,
+    on_upgrade: Option<Switch>,
     /// Found out before the chain: refuses without running it.
     doomed: Option<Fault>,
     /// Routes that claims nobody knows yet decide about, and how much of the path each covers.
@@ -284,11 +284,20 @@ fn take_body(rq: &mut Request, listener: &Listener, body: Arriving, length: Opti
     }
     rq.ex.cx.body = match body {
         Arriving::Wire(incoming) if incoming.is_end_stream() => Body::Empty,
+        // There already: no need for a clock, nor for anybody to wait.
+        Arriving::Wire(Incoming::Whole(bytes)) => {
+            let length = bytes.len() as u64;
+            if limit.is_some_and(|limit| length > limit) && rq.doomed.is_none() {
+                rq.doomed = Some(Fault::new(Reason::BodyTooLarge).by("limits"));
+            }
+            rq.ex.tally.bytes_in = Some(Arc::new(AtomicU64::new(length)));
+            Body::full(bytes)
+        }
         Arriving::Wire(incoming) => {
             let counted = Arc::new(AtomicU64::new(0));
             rq.ex.tally.bytes_in = Some(counted.clone());
             let idle = listener.plan.limits.body_idle_timeout;
-            Body::stream(Inbound::new(incoming, rq.ex.cx.version, limit, idle).counted(counted))
+            Body::stream(Inbound::new(incoming, limit, idle).counted(counted))
         }
         Arriving::Made(body) => body,
     };
@@ -473,10 +482,9 @@ async fn call(rq: &mut Request, callee: Callee<'_>) -> Result<Answer, Fault> {
     {
         return Err(Fault::new(Reason::UpgradeRefused).by("upgrades"));
     }
-    let relay = link.as_ref().filter(|_| ex.cx.version == Version::HTTP_11).cloned();
-    let relay = relay.map(|link| {
+    let relay = link.clone().map(|(link, stream)| {
         move |status: StatusCode, headers: HeaderMap| {
-            link.informational(status, &headers);
+            link.informational(stream, status, headers);
         }
     });
     // As the filters left it: some speak gRPC, which needs trailers, for a caller that does not.

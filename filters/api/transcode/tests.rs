@@ -167,7 +167,7 @@ fn requests_become_messages() {
     ] {
         let sent = bed
             .sent(method, target, body)
-            .unwrap_or_else(|fault| panic!("{method} {target}: {fault} {:?}", fault.errors));
+            .unwrap_or_else(|fault| panic!("{method} {target}: {fault} {:?}", fault.lists));
         assert_eq!(sent, (call.to_owned(), message), "{method} {target}");
     }
 }
@@ -196,7 +196,7 @@ fn what_is_not_offered_is_refused() {
     ] {
         let fault = bed.sent(method, target, body).expect_err(target);
         assert_eq!(fault.reason, reason, "{method} {target} {body}");
-        let first = fault.errors.as_ref().map(|errors| errors[0].clone());
+        let first = fault.lists.as_ref().map(|lists| lists.errors[0].clone());
         assert_eq!(first.as_ref().map(|e| e.pointer.as_str()), pointer, "{method} {target} {body}");
         assert!(!format!("{fault} {first:?}").contains("secret"), "{first:?}");
         if reason == Reason::MethodRefused {

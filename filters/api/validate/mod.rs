@@ -336,7 +336,7 @@ impl Validate {
             }
             Err(fault) if shadow => {
                 counts[2].inc();
-                let first = fault.errors.as_ref().and_then(|errors| errors.first());
+                let first = fault.lists.as_ref().and_then(|lists| lists.errors.first());
                 let (pointer, detail) = first.map_or(("", ""), |first| (&first.pointer, &first.detail));
                 tracing::debug!(route, reason = fault.reason.code(), pointer, detail, "would be refused");
                 Verdict::Next

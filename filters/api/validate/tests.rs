@@ -56,7 +56,8 @@ fn judged(verdict: Verdict) -> String {
     match verdict {
         Verdict::Next => String::new(),
         Verdict::Fail(fault) => {
-            let pointers = fault.errors.iter().flatten().map(|mistake| format!(" {}", mistake.pointer));
+            let pointers =
+                fault.lists.iter().flat_map(|lists| &lists.errors).map(|mistake| format!(" {}", mistake.pointer));
             format!("{}{}", fault.reason, pointers.collect::<String>())
         }
         Verdict::Reply(_) => panic!("it never answers"),
@@ -253,7 +254,7 @@ fn mistakes_are_few_and_quote_nobody() {
     let Verdict::Fail(fault) = done(bed.filter.on_request(&mut rq("POST", "/", &[JSON], &text))) else {
         panic!("refused")
     };
-    let errors = fault.errors.expect("mistakes");
+    let errors = fault.lists.expect("mistakes").errors;
     assert_eq!(errors.len(), 16);
     assert!(errors.iter().all(|mistake| !mistake.detail.contains("hush") && mistake.detail.len() <= 200), "{errors:?}");
     // Without the long list, every kind of mistake is told.
@@ -261,7 +262,7 @@ fn mistakes_are_few_and_quote_nobody() {
     let Verdict::Fail(fault) = done(bed.filter.on_request(&mut rq("POST", "/", &[JSON], &text))) else {
         panic!("refused")
     };
-    let errors = fault.errors.expect("mistakes");
+    let errors = fault.lists.expect("mistakes").errors;
     assert!(errors.len() >= 12 && errors.iter().all(|mistake| !mistake.detail.contains("hush")), "{errors:#?}");
 }
 
