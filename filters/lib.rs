@@ -43,6 +43,7 @@ pub const BUILTIN: &[Entry] = &[
     api::signature::KEYS,
     api::transcode::ENTRY,
     api::transform::ENTRY,
+    api::validate::ENTRY,
     mesh::discover::static_::ENTRY,
     mesh::discover::dns::ENTRY,
     mesh::discover::srv::ENTRY,

@@ -15,8 +15,12 @@ mod http1;
 mod http2;
 #[path = "protocol/passthrough.rs"]
 mod passthrough;
+#[path = "protocol/shapes.rs"]
+mod shapes;
 #[path = "protocol/tls.rs"]
 mod tls;
+#[path = "protocol/translate.rs"]
+mod translate;
 #[path = "protocol/transports.rs"]
 mod transports;
 #[path = "protocol/upgrade.rs"]

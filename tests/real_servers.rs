@@ -15,6 +15,8 @@ mod curl;
 mod dns;
 #[path = "real/grpc.rs"]
 mod grpc;
+#[path = "real/grpc_web.rs"]
+mod grpc_web;
 #[path = "real/h2spec.rs"]
 mod h2spec;
 #[path = "real/jwks.rs"]

@@ -29,6 +29,7 @@ pub mod quota;
 pub mod signature;
 pub mod transcode;
 pub mod transform;
+pub mod validate;
 mod watched;
 
 pub use bearer::CLIENT_IDS;

@@ -60,9 +60,14 @@ const fn gate(name: &'static str) -> Entry {
 
 pub const ENTRIES: &[Entry] = &[
     api("cors", Phase::Cors),
+    api("compression", Phase::Encode),
+    api("grpcWeb", Phase::Encode),
     api("auth", Phase::Auth),
     api("quota", Phase::Quota),
+    api("decompression", Phase::Validate),
+    api("validate", Phase::Validate),
     api("transform", Phase::Transform),
+    api("transcode", Phase::Bridge),
     identity("jwt", any),
     identity("apiKey", any),
     identity("oidc", oidc),

@@ -19,7 +19,7 @@ fn runtime() -> tokio::runtime::Runtime {
 
 /// A gRPC server: `/Unary` echoes, `/Stream` echoes each message at once, `/Refuse` is trailers-only, `/Fail` ends with
 /// an error after a message, `/Cut` resets in mid-answer, `/Slow` never answers. Echoes `grpc-timeout` and `x-in`.
-fn server() -> SocketAddr {
+pub fn server() -> SocketAddr {
     let (tell, told) = std::sync::mpsc::channel();
     thread::spawn(move || {
         runtime().block_on(async move {

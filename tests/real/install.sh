@@ -16,6 +16,8 @@ have redis-cli redis-tools
 have podman podman
 have runc runc
 have python3 python3
+have node nodejs
+have npm npm
 have c++ g++
 have cmake cmake
 have strip binutils
@@ -40,6 +42,13 @@ if ! "$venv/bin/python3" -c 'import grpc, websockets, opentelemetry.proto, http_
   "$venv/bin/pip" install --quiet --disable-pip-version-check \
     'grpcio>=1.60' 'websockets>=13' 'opentelemetry-proto>=1.30' \
     'http-message-signatures>=1.0' 'requests>=2.31'
+fi
+
+# The gRPC-Web client, and what makes Node a browser to it.
+node=target/real-node
+if [ ! -d "$node/node_modules/grpc-web" ]; then
+  mkdir -p "$node" && [ -f "$node/package.json" ] || echo '{"private":true}' >"$node/package.json"
+  npm install --prefix "$node" --silent --no-audit --no-fund 'grpc-web@^1.5' 'xhr2@^0.2'
 fi
 
 if [ ! -x target/real-bin/h2spec ]; then

@@ -10,8 +10,10 @@ use crate::contract::units::Size;
 pub struct Config {
     /// What may be used, the favourite first: it decides between codings that the caller likes equally. Default
     /// `[zstd, br, gzip]`.
+    #[schemars(extend("default" = ["zstd", "br", "gzip"]))]
     pub algorithms: Option<Spot<Vec<Spot<Algorithm>>>>,
     /// Answers known to be shorter are left alone. Default `1KiB`.
+    #[schemars(extend("default" = "1KiB"))]
     pub min_length: Option<Size>,
     /// Media types, such as `application/json`, `text/*` or `+json`. Default: text, JSON, XML, JavaScript, SVG, WebAssembly
     /// and what is alike.

@@ -9,10 +9,13 @@ use crate::contract::units::Size;
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Config {
     /// What is taken; anything else is 415. Default `[gzip, deflate, br, zstd]`.
+    #[schemars(extend("default" = ["gzip", "deflate", "br", "zstd"]))]
     pub algorithms: Option<Spot<Vec<Spot<Algorithm>>>>,
     /// Most bytes a body may decode to. Default `10MiB`.
+    #[schemars(extend("default" = "10MiB"))]
     pub limit: Option<Spot<Size>>,
     /// Most bytes decoded per byte received, once a body has come to 1 MiB. Default `100`.
+    #[schemars(extend("default" = 100))]
     pub ratio: Option<Spot<u64>>,
 }
 

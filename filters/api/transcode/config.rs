@@ -18,8 +18,10 @@ pub struct Config {
     #[serde(default)]
     pub auto_mapping: bool,
     /// Largest JSON body of a request and largest message of a response. Default `4MiB`, as gRPC has it.
+    #[schemars(extend("default" = "4MiB"))]
     pub limit: Option<Spot<Size>>,
     /// What becomes of members and parameters that the message does not have. Default `refuse`.
+    #[schemars(extend("default" = "refuse"))]
     pub unknown: Option<Unknown>,
     /// How messages are written.
     #[serde(default)]

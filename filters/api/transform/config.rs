@@ -116,8 +116,10 @@ pub struct RequestBody {
     /// Edits.
     pub json: Spot<Json>,
     /// Largest body, decoded; a larger one is 413. Default `1MiB`.
+    #[schemars(extend("default" = "1MiB"))]
     pub limit: Option<Spot<Size>>,
     /// What becomes of a body with a `Content-Encoding`. Default `decode`.
+    #[schemars(extend("default" = "decode"))]
     pub encoded: Option<Encoded>,
 }
 
@@ -128,9 +130,11 @@ pub struct ResponseBody {
     /// Edits.
     pub json: Spot<Json>,
     /// Largest body, decoded. Default `1MiB`.
+    #[schemars(extend("default" = "1MiB"))]
     pub limit: Option<Spot<Size>>,
     /// What becomes of a body that the rules cannot be applied to: too large, malformed, of another shape. Default
     /// `refuse`.
+    #[schemars(extend("default" = "refuse"))]
     pub otherwise: Option<Otherwise>,
 }
 

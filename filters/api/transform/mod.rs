@@ -5,7 +5,7 @@ mod body;
 mod config;
 mod cookies;
 mod core;
-mod json;
+pub mod json;
 #[cfg(test)]
 mod tests;
 
