@@ -11,6 +11,8 @@ mod kit;
 mod curl;
 #[path = "real/dns.rs"]
 mod dns;
+#[path = "real/ext_auth.rs"]
+mod ext_auth;
 #[path = "real/grpc.rs"]
 mod grpc;
 #[path = "real/h2spec.rs"]

@@ -101,3 +101,45 @@ fn the_least_important_are_turned_away_first() {
     up.set(Mood::Well);
     assert_eq!(ask(poor).status(), 200);
 }
+
+/// Takes requests whole and hangs up without an answer.
+fn hangs_up() -> std::net::SocketAddr {
+    super::common::scripted(|mut stream| {
+        use std::io::Read as _;
+        let mut seen = Vec::new();
+        let mut buffer = [0; 4096];
+        while !seen.ends_with(b"hello") {
+            match stream.read(&mut buffer) {
+                Ok(0) | Err(_) => return,
+                Ok(n) => seen.extend_from_slice(&buffer[..n]),
+            }
+        }
+    })
+}
+
+#[test]
+fn a_fallback_gets_the_whole_request_or_none() {
+    let rest = Endpoint::start(|_, body| {
+        let text = String::from_utf8_lossy(body);
+        format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{text}", text.len()).into_bytes()
+    });
+    let broken = hangs_up();
+    let hop = start(
+        "- { name: kept, to: kept }\n- { name: gone, matches: [{ path: { prefix: /gone } }], to: gone }",
+        &[
+            ("kept", broken, ", fallback: { service: rest }, retry: { attempts: 1 }"),
+            ("gone", broken, ", fallback: { service: rest }, retry: { attempts: 1, bodyLimit: 2B }"),
+            ("rest", rest.address, ""),
+        ],
+        "",
+    );
+    let post = |path: &str| {
+        let text = format!("POST {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: 5\r\n\r\nhello");
+        exchange(hop.at("web"), text.as_bytes())
+    };
+    let kept = post("/");
+    assert_eq!((kept.status(), kept.body().as_str()), (200, "hello"), "{}", kept.text());
+    let gone = post("/gone");
+    assert_eq!(gone.status(), 502, "{}", gone.text());
+    assert_eq!(rest.seen(), 1, "nobody got a request without its body");
+}
