@@ -12,6 +12,7 @@ use contract::Entry;
 /// Every built-in filter, one line each. Their order in a chain is their phase's, not this list's.
 pub const BUILTIN: &[Entry] = &[
     api::api_key::ENTRY,
+    api::api_key::KEYS,
     api::auth::ENTRY,
     api::cache::ENTRY,
     api::cors::ENTRY,
@@ -20,7 +21,14 @@ pub const BUILTIN: &[Entry] = &[
     api::ext_auth::ENTRY,
     api::fault::ENTRY,
     api::idempotency::ENTRY,
+    api::basic::ENTRY,
+    api::basic::PASSWORDS,
+    api::CLIENT_IDS,
+    api::introspection::ENTRY,
+    api::ip_rules::ENTRY,
     api::jwt::ENTRY,
+    api::mtls::ENTRY,
+    api::mtls::CERTIFICATES,
     api::maintenance::ENTRY,
     api::mirror::ENTRY,
     api::quota::ENTRY,

@@ -120,7 +120,7 @@ const fn momentary(reason: Reason) -> bool {
     )
 }
 
-/// RFC 9457 section 3, with the extension members `reason` and `filter`.
+/// RFC 9457 section 3, with the extension members `reason`, `filter` and, where identities were asked, `tried`.
 fn problem_json(fault: &Fault, request_id: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(320);
     out.extend_from_slice(br#"{"type":"urn:onehop:problem:"#);
@@ -146,6 +146,24 @@ fn problem_json(fault: &Fault, request_id: &[u8]) -> Vec<u8> {
     if !fault.by.is_empty() {
         out.extend_from_slice(br#","filter":"#);
         json::string(&mut out, fault.by.as_bytes());
+    }
+    if let Some(tried) = &fault.tried {
+        let mut next: &[u8] = br#","tried":["#;
+        for one in tried {
+            out.extend_from_slice(next);
+            next = b",";
+            out.extend_from_slice(br#"{"identity":"#);
+            json::string(&mut out, one.identity.as_bytes());
+            out.extend_from_slice(br#","outcome":""#);
+            out.extend_from_slice(one.outcome.as_bytes());
+            out.push(b'"');
+            if !one.why.is_empty() {
+                out.extend_from_slice(br#","why":"#);
+                json::string(&mut out, one.why.as_bytes());
+            }
+            out.push(b'}');
+        }
+        out.extend_from_slice(if tried.is_empty() { b"" } else { b"]" });
     }
     out.extend_from_slice(b"}\n");
     out

@@ -15,11 +15,11 @@ use parking_lot::Mutex;
 use crate::contract::call::Answering;
 use crate::contract::entry::{Build, Directory, Keeper};
 use crate::contract::metrics::Registry;
-use crate::contract::principal::User;
+use crate::contract::principal::{Consumer, User};
 use crate::contract::request::{Conn, RequestCx, RouteInfo, Trace};
 use crate::contract::section::{Key, Node, Span, Value};
 use crate::contract::trail::Trail;
-use crate::contract::{Body, Call, Fault, Moment, Reason, Scratch, ServiceId, Services, Step, Verdict, now};
+use crate::contract::{Body, Call, Fault, Held, Moment, Reason, Scratch, ServiceId, Services, Step, Verdict, now};
 
 /// No service can be called.
 struct Nobody;
@@ -107,6 +107,19 @@ pub fn user(claims: serde_json::Value) -> Arc<User> {
         claims,
         expires: now() + Duration::from_secs(60),
     })
+}
+
+/// Consumers that hold these sections under `key`.
+pub fn holding(key: &str, sections: serde_json::Value) -> Directory {
+    let mut directory = Directory::default();
+    let serde_json::Value::Object(sections) = sections else { panic!("a section for each consumer") };
+    for (name, json) in sections {
+        let consumer = Consumer { name: name.as_str().into(), plan: None, scopes: Vec::new() };
+        directory.consumers.insert(name.clone(), Arc::new(consumer));
+        let held = Held { owner: name, section: section(json) };
+        directory.held.entry(key.to_owned()).or_default().push(held);
+    }
+    directory
 }
 
 /// A section as the engine would hand it over. Lines count list items and keys, so that places can be told apart.

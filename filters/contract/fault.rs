@@ -76,6 +76,7 @@ reasons! {
     Misdirected         "misdirected"          MISDIRECTED_REQUEST Client "http_request_denied" "This host is not served on this connection.";
     NoRoute             "no-route"             NOT_FOUND Client "destination_not_found" "No route matches the request.";
     Unauthenticated     "unauthenticated"      UNAUTHORIZED Client "http_request_denied" "Valid credentials are required.";
+    LoginFailed         "login-failed"         BAD_REQUEST Client "http_request_denied" "The login could not be completed.";
     Forbidden           "forbidden"            FORBIDDEN Client "http_request_denied" "The caller may not do this.";
     CrossSite           "cross-site"           FORBIDDEN Client "http_request_denied" "The request comes from a page of another site.";
     OverQuota           "over-quota"           TOO_MANY_REQUESTS Client "http_request_denied" "The quota is used up.";
@@ -129,15 +130,28 @@ pub struct Fault {
     pub headers: Option<Box<http::HeaderMap>>,
     /// The filter or room that decided, for `Proxy-Status` and the log.
     pub by: &'static str,
+    /// Which identities were asked and why none opened a way: the problem's `tried`. `None` costs nothing.
+    pub tried: Option<Box<[Attempted]>>,
     /// Status of the answer, where a filter's config says another than the reason's own.
     pub status: Option<StatusCode>,
     /// `grpc-status` of the answer to a gRPC call, where it is another than the reason's own.
     pub grpc: Option<u16>,
 }
 
+/// What became of one identity, as the problem's `tried` lists it (RFC 9457 section 3.2, extension members).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attempted {
+    /// Its name in the configuration.
+    pub identity: Box<str>,
+    /// `accepted`, `absent`, `refused`, `unavailable` or `unasked`.
+    pub outcome: &'static str,
+    /// Why, in a sentence without secrets, or empty.
+    pub why: &'static str,
+}
+
 impl Fault {
     const fn made(reason: Reason, proof: Proof) -> Self {
-        Self { reason, proof, detail: Cow::Borrowed(""), headers: None, by: "", status: None, grpc: None }
+        Self { reason, proof, detail: Cow::Borrowed(""), headers: None, by: "", tried: None, status: None, grpc: None }
     }
     /// A failure whose request may have run (irrelevant for faults found before any try).
     #[must_use]
@@ -159,6 +173,12 @@ impl Fault {
     #[must_use]
     pub const fn by(mut self, by: &'static str) -> Self {
         self.by = by;
+        self
+    }
+    /// Lists the identities that were asked.
+    #[must_use]
+    pub fn tried(mut self, tried: Vec<Attempted>) -> Self {
+        self.tried = Some(tried.into());
         self
     }
     /// Answers with another status than the reason's own.

@@ -46,10 +46,11 @@ pub struct Plan {
     pub max_requests: Option<u32>,
     /// `runtime.maxMemory`: resident bytes at most.
     pub max_memory: Option<u64>,
-    /// The configuration as written (`${env.NAME}` unresolved), for `/config` and `check --effective`; secrets redacted
-    /// when shown.
-    pub source: Node,
-    /// The files it was read from, to show errors that are found later in their place.
+    /// Where it begins, for errors that no line can be blamed for.
+    pub span: Span,
+    /// Where `admin.bind` stands.
+    pub admin_span: Span,
+    /// The files it was read from, to show errors that are found later in their place, and the whole as it was written.
     pub files: Files,
     /// What is allowed and probably not meant: unused services, shadowed routes, ...
     pub warnings: Vec<ConfigError>,
@@ -122,6 +123,8 @@ pub struct ListenerTls {
     pub only_13: bool,
     /// `clientCa`: file; clients are asked for a certificate.
     pub client_ca: Option<PathBuf>,
+    /// `crl`: files with revocation lists, absolute; none = revocation is not checked.
+    pub crl: Vec<PathBuf>,
     /// `clientAuth: required | optional`, default required with `clientCa`.
     pub client_required: bool,
 }
@@ -173,8 +176,8 @@ pub struct PlanPlan {
 pub struct ConsumerPlan {
     pub span: Span,
     pub plan: Option<String>,
-    /// `apiKeys`: SHA-256 of each (`sha256:HEX` in the file, or a secret that is hashed at load).
-    pub api_keys: Vec<[u8; 32]>,
+    /// Sections of identity kinds (`apiKeys`), by key.
+    pub credentials: BTreeMap<String, Node>,
     pub scopes: Vec<String>,
 }
 
@@ -202,7 +205,7 @@ pub struct Route {
     pub action: Action,
     /// `sticky`: binds callers to one of several services.
     pub sticky: Option<Sticky>,
-    /// `carry.deadline: inherit` and other mesh-listener wishes.
+    /// `carry.deadline: inherit`: the caller's deadline counts, whoever it is.
     pub inherit_deadline: bool,
 }
 

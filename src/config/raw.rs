@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use onehop_filters::contract::units::{Duration, Percent, Secret, Size};
+use onehop_filters::contract::units::{Duration, Percent, Size};
 use onehop_filters::contract::{Node, Spot};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -117,6 +117,10 @@ section! {
         /// CA bundle; clients are asked for a certificate.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         client_ca: Option<PathBuf>,
+        /// Revocation lists (RFC 5280), PEM or DER, read again when they change. Every CA of a client's chain needs one,
+        /// and a list that is past its `nextUpdate` lets nobody in. With `clientCa` or `mode: mesh`.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        crl: Vec<Spot<PathBuf>>,
         /// Default required, with `clientCa`.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         client_auth: Option<Spot<ClientAuth>>,
@@ -166,13 +170,10 @@ section! {
         underscores: Option<Rule>,
     }
 
-    /// An application that calls, with its keys.
+    /// An application that calls. What it proves itself with stands beside, in keys of the identity kinds.
     Consumer {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         plan: Option<Spot<String>>,
-        /// `sha256:HEX` of a key, or the key as a secret.
-        #[serde(default)]
-        api_keys: Vec<Spot<Secret>>,
         #[serde(default)]
         scopes: Vec<String>,
     }
@@ -240,8 +241,11 @@ section! {
         idle: Duration,
     }
 
-    /// What a call through a mesh listener takes over from the request that caused it.
+    /// What a request takes over from its caller.
     Carry {
+        /// `inherit`: the deadline that the caller states (`x-onehop-timeout-ms`) bounds the request, if it is sooner than
+        /// the route's. Mesh listeners and trusted proxies are believed without it; on an edge listener this is how a
+        /// stranger's counts.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         deadline: Option<Deadline>,
     }

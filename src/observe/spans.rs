@@ -48,12 +48,6 @@ pub fn sample(trace_id: u128, ratio: f64) -> bool {
     ratio >= 1.0 || (trace_id as u64 >> 1) < (ratio.max(0.0) * (1u64 << 63) as f64) as u64
 }
 
-/// Parent-based sampling: the caller's decision counts if there is one.
-#[must_use]
-pub fn decide(parent_sampled: Option<bool>, trace_id: u128, ratio: f64) -> bool {
-    parent_sampled.unwrap_or_else(|| sample(trace_id, ratio))
-}
-
 /// A request that ended.
 #[derive(Clone, Debug)]
 pub struct ServerSpan<'a> {

@@ -136,7 +136,8 @@ fn begin(view: &Arc<View>, listener: &Listener, caller: &Caller, admitted: Admit
     let grpc = headers.get(header::CONTENT_TYPE).is_some_and(fault::is_grpc);
     let debug = believed && headers.remove(&view.telemetry.debug_header).is_some();
     // Before what only trusted peers may send is taken away: in the mesh, whoever calls passes its deadline on.
-    let left = if near || grpc { deadline::take(&mut headers, grpc) } else { None };
+    // A stranger's counts only on a route that says so; which one it is comes out below.
+    let left = if near || grpc || listener.inherits { deadline::take(&mut headers, grpc) } else { None };
     let (client, mut own) = caller.stamp.apply(&mut headers, &authority);
     let request_id = request_id::settle(&headers, near, request_id::draw);
     own.push((super::REQUEST_ID.clone(), request_id.clone()));

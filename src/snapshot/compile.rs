@@ -10,7 +10,7 @@ use onehop_filters::contract::entry::CheckTls;
 use onehop_filters::contract::metrics::Registry;
 use onehop_filters::contract::principal::{Consumer, Plan as ConsumerPlan};
 use onehop_filters::contract::{
-    Build, ConfigError, Directory, Entry, Filter, Node, Phase, Role, RouteInfo, RouteView, ServiceId, Span,
+    Build, ConfigError, Directory, Entry, Filter, Held, Node, Phase, Role, RouteInfo, RouteView, ServiceId, Span,
 };
 
 use rustls_pki_types::ServerName;
@@ -104,8 +104,9 @@ fn directory(compiler: &mut Compiler<'_, '_>, plan: &Plan, errors: &mut Vec<Conf
             plan: c.plan.as_ref().and_then(|p| directory.plans.get(p).cloned()),
             scopes: c.scopes.iter().map(|s| s.as_str().into()).collect(),
         });
-        for key in &c.api_keys {
-            directory.api_keys.insert(*key, consumer.clone());
+        for (key, section) in &c.credentials {
+            let held = Held { owner: name.clone(), section: section.clone() };
+            directory.held.entry(key.clone()).or_default().push(held);
         }
         directory.consumers.insert(name.clone(), consumer);
     }
@@ -125,6 +126,7 @@ fn directory(compiler: &mut Compiler<'_, '_>, plan: &Plan, errors: &mut Vec<Conf
         }
     }
     directory.identities = identities;
+    directory.held.clear();
     directory
 }
 
@@ -289,7 +291,7 @@ fn action(plan: &Plan, route: &plan::Route) -> Result<Action, ConfigError> {
                 None => split,
             })
         }
-        plan::Action::Redirect(redirect) => Action::Redirect(redirect.clone()),
+        plan::Action::Redirect(redirect) => Action::Redirect(Box::new(redirect.clone())),
         plan::Action::Respond(canned) => Action::Respond(canned.clone()),
     })
 }
@@ -341,8 +343,9 @@ fn listeners(plan: &Plan, errors: &mut Vec<ConfigError>) -> Vec<Listener> {
             .iter()
             .zip(0u32..)
             .filter(|(r, _)| r.listeners.as_ref().is_none_or(|names| names.iter().any(|n| n == name)));
+        let inherits = mine.clone().any(|(route, _)| route.inherit_deadline);
         match Table::build(mine.map(|(route, i)| (RouteSpec::from(route), i))) {
-            Ok(table) => listeners.push(Listener { plan: listener.clone(), table, stranger: None }),
+            Ok(table) => listeners.push(Listener { plan: listener.clone(), table, stranger: None, inherits }),
             Err(e) => errors.push(ConfigError::at(listener.span, e.to_string())),
         }
     }
@@ -399,12 +402,12 @@ fn telemetry(compiler: &mut Compiler<'_, '_>, plan: &Plan) -> Result<Sinks, Conf
     let metrics = compiler.metrics.clone();
     let control = compiler.control.clone();
     let directory = Directory::default();
-    let mut build = compiler.build(plan, &directory, "telemetry".to_owned(), plan.source.span);
+    let mut build = compiler.build(plan, &directory, "telemetry".to_owned(), plan.span);
     let log = match &plan.telemetry.access_log {
         Some(log) => {
             // Opened here, so that a log that cannot be written is an error of the config; kept by what it is.
             let opened = AccessLog::open(log, &metrics)
-                .map_err(|e| ConfigError::at(plan.source.span, format!("access log {}: {e}", log.path.display())))?;
+                .map_err(|e| ConfigError::at(plan.span, format!("access log {}: {e}", log.path.display())))?;
             Some(build.keep("accessLog", &format!("{log:?}"), || opened))
         }
         None => None,
@@ -412,7 +415,7 @@ fn telemetry(compiler: &mut Compiler<'_, '_>, plan: &Plan) -> Result<Sinks, Conf
     let tracer = match &plan.telemetry.tracing {
         Some(tracing) => {
             let made = Tracer::new(tracing, &metrics, &control)
-                .map_err(|e| ConfigError::at(plan.source.span, format!("tracing: {e}")))?;
+                .map_err(|e| ConfigError::at(plan.span, format!("tracing: {e}")))?;
             Some(build.keep("tracing", &format!("{tracing:?}"), || made))
         }
         None => None,

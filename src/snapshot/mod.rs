@@ -64,6 +64,8 @@ pub struct Listener {
     pub table: Table<u32>,
     /// The route of requests to hosts that the table does not know, if they are passed through.
     pub stranger: Option<u32>,
+    /// Whether a route of it takes a deadline over from any caller.
+    pub inherits: bool,
 }
 
 /// A route, ready to run.
@@ -84,7 +86,7 @@ pub struct Route {
     pub idle_timeout: Option<Duration>,
     /// Overrides the listener's body limit.
     pub body_limit: Option<u64>,
-    /// Whether a caller's deadline is taken over from any peer.
+    /// Whether a caller's deadline is taken over from any peer. It can only shorten what the route allows.
     pub inherit_deadline: bool,
     /// What it does in the end.
     pub action: Action,
@@ -107,7 +109,7 @@ pub enum Action {
     /// Calls a service.
     Forward(Split),
     /// Sends the caller elsewhere.
-    Redirect(plan::Redirect),
+    Redirect(Box<plan::Redirect>),
     /// Answers by itself.
     Respond(Arc<plan::Canned>),
     /// Calls the host that the request names.

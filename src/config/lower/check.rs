@@ -63,7 +63,6 @@ impl Lower<'_> {
     pub(super) fn cross_check(&mut self, plan: &Plan) {
         self.repeated_routes(plan);
         self.repeated_binds(plan);
-        self.repeated_keys(plan);
         self.fallback_loops(plan);
         self.slow_tries(plan);
         self.shadowed(plan);
@@ -100,22 +99,6 @@ impl Lower<'_> {
                     self.error(listener.span, message, "give each its own address or port");
                 }
                 None => drop(seen.insert(listener.bind.clone(), (listener.name.to_string(), Some(listener.span)))),
-            }
-        }
-    }
-
-    fn repeated_keys(&mut self, plan: &Plan) {
-        let mut owners = BTreeMap::new();
-        for (name, consumer) in &plan.consumers {
-            for key in &consumer.api_keys {
-                if let Some(first) = owners.insert(*key, name) {
-                    let (message, at) = if first == name {
-                        (format!("an API key of consumer `{name}` stands twice"), consumer.span)
-                    } else {
-                        (format!("consumers `{first}` and `{name}` share an API key"), consumer.span)
-                    };
-                    self.error(at, message, "a key has one owner: make a new one");
-                }
             }
         }
     }

@@ -17,21 +17,24 @@ use super::{HEADER_NAME, Lower, Slot};
 const REGEX_SIZE: usize = 1 << 20;
 
 impl Lower<'_> {
-    pub(super) fn routes(&mut self, root: &Node) -> Vec<Route> {
-        let Some(node) = root.get("routes") else { return Vec::new() };
-        let items = match &node.value {
-            Value::Seq(items) => items.as_slice(),
-            Value::Null => &[],
+    pub(super) fn routes(&mut self, node: Option<Node>) -> Vec<Route> {
+        let Some(node) = node else { return Vec::new() };
+        let items = match node.value {
+            Value::Seq(items) => items,
+            Value::Null => Vec::new(),
             _ => {
                 self.error(node.span, "`routes` is a list", "begin each route with `- name: NAME`");
-                &[]
+                Vec::new()
             }
         };
         if self.filled.is_some() {
             self.fill("routes", || serde_json::json!([]));
         }
         let (engine, filters) = (keys::<raw::Route>(), self.names(Slot::Route));
-        items.iter().filter_map(|item| self.route(item, &engine, &filters)).collect()
+        let mut routes: Vec<Route> =
+            items.into_iter().filter_map(|item| self.route(&item, &engine, &filters)).collect();
+        routes.shrink_to_fit();
+        routes
     }
 
     fn route(&mut self, node: &Node, engine: &[String], filters: &[&str]) -> Option<Route> {
