@@ -12,7 +12,8 @@ use onehop_filters::contract::metrics::Gauge;
 use onehop_filters::contract::scratch::Failure;
 use onehop_filters::contract::trail::{Outcome, Trail};
 use onehop_filters::contract::{
-    Body, Conn, Fault, Moment, Origin, Proof, Reason, RequestCx, ResponseCx, Scratch, Side, Step, Trace, Verdict, now,
+    Body, Conn, Fault, Moment, Optional, Origin, Proof, Reason, RequestCx, ResponseCx, Scratch, Services, Side, Step,
+    Trace, Verdict, now,
 };
 use smallvec::SmallVec;
 
@@ -142,7 +143,10 @@ fn begin(view: &Arc<View>, listener: &Listener, caller: &Caller, admitted: Admit
     let request_id = request_id::settle(&headers, near, request_id::draw);
     own.push((super::REQUEST_ID.clone(), request_id.clone()));
     let fields = Told { common: own.len(), own };
-    let trace = trace_of(view, &headers, near);
+    let mut trace = trace_of(view, &headers, near);
+    if trace.sampled && view.leaves_out(Optional::Tracing) {
+        trace.sampled = false;
+    }
     let mut doomed = None;
     if plan.via {
         if via::is_loop(&headers, &PSEUDONYM) {

@@ -143,3 +143,24 @@ fn a_fallback_gets_the_whole_request_or_none() {
     assert_eq!(gone.status(), 502, "{}", gone.text());
     assert_eq!(rest.seen(), 1, "nobody got a request without its body");
 }
+
+#[test]
+fn mirrors_are_left_out_before_anybody_is() {
+    let (up, shadow) = (Backend::start(Mood::Silent), Endpoint::ok());
+    let hop = start(
+        "- { name: all, to: up, mirror: { to: shadow }, timeouts: { request: 60s } }",
+        &[("up", up.address, ""), ("shadow", shadow.address, "")],
+        "runtime: { workers: 2, maxRequests: 10, brownout: [mirror] }\n",
+    );
+    let mut open = Vec::new();
+    for n in 1..=8 {
+        let mut client = Client::to(hop.at("web"));
+        client.send(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n");
+        open.push(client);
+        eventually("it is in flight", || metric(&hop, "onehop_inflight_requests", &[]) == f64::from(n));
+    }
+    eventually("six are copied", || metric(&hop, "onehop_mirrored_total", &["result=\"sent\""]) == 6.0);
+    assert_eq!(metric(&hop, "onehop_mirrored_total", &["result=\"left-out\""]), 2.0);
+    assert_eq!(metric(&hop, "onehop_brownout_total", &["work=\"mirror\""]), 2.0);
+    assert_eq!((shadow.seen(), metric(&hop, "onehop_shed_requests_total", &[])), (6, 0.0));
+}
