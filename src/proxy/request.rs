@@ -294,7 +294,7 @@ async fn chain(
     ran: &mut usize,
 ) -> Result<Option<Box<Response<Body>>>, Box<Fault>> {
     for (at, link) in route.chain.iter().enumerate() {
-        if at == route.known {
+        if at == usize::from(route.known) {
             shed(cx, overload)?;
         }
         *ran += 1;
@@ -319,7 +319,7 @@ async fn chain(
             }
         }
     }
-    if route.known == route.chain.len() {
+    if usize::from(route.known) == route.chain.len() {
         shed(cx, overload)?;
     }
     Ok(None)

@@ -220,6 +220,20 @@ async fn answers_are_remembered_by_what_the_config_says() {
     assert_eq!(count.load(SeqCst), 4, "no text, no memory");
 }
 
+#[tokio::test]
+async fn a_long_refusal_is_not_remembered() {
+    let asked = Arc::new(Asked::default());
+    let filter =
+        good(json!({ "http": { "service": "authz", "path": "/" }, "cache": { "by": "request.path", "ttl": "1h" } }));
+    static LONG: [u8; MAX_KEPT + 1] = [b'x'; MAX_KEPT + 1];
+    for _ in 0..2 {
+        let mut rq = request("GET", "/");
+        rq.services = asked.server(|| answer(403, &[], std::str::from_utf8(&LONG).expect("ASCII")));
+        assert!(matches!(settled(filter.on_request(&mut rq)).await, Verdict::Reply(_)));
+    }
+    assert_eq!(asked.0.lock().len(), 2);
+}
+
 fn grpc_answer(message: &CheckResponse) -> Response<Body> {
     let bytes = message.encode_to_vec();
     let framed = [&[0], &u32::try_from(bytes.len()).expect("short").to_be_bytes()[..], &bytes].concat();
