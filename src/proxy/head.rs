@@ -49,7 +49,7 @@ pub struct Admitted {
 /// A fault of the client's side; its detail says what is wrong.
 pub fn admit(parts: request::Parts, conn: &Conn, limits: &Limits, paths: Paths) -> Result<Admitted, Fault> {
     let request::Parts { method, uri, version, mut headers, extensions, .. } = parts;
-    let protocol = extensions.get::<hyper::ext::Protocol>();
+    let protocol = extensions.get::<h2::ext::Protocol>();
     check_method(&method, protocol.is_some())?;
 
     let h2 = version == Version::HTTP_2;
