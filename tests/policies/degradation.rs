@@ -58,7 +58,7 @@ fn people_get_pages_and_programs_json() {
 fn the_least_important_are_turned_away_first() {
     let up = Backend::start(Mood::Silent);
     let hop = start(
-        "- { name: all, to: up, auth: { require: [keys], optional: true }, quota: [{ by: consumer, limit: 1000, per: 1h }], \
+        "- { name: all, to: up, auth: { require: [keys], optional: true }, quota: [{ by: ip, limit: 1000, per: 1h }], \
          timeouts: { request: 60s } }",
         &[("up", up.address, "")],
         "identities: { keys: { apiKey: {} } }\n\
