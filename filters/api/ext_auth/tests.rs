@@ -304,7 +304,10 @@ async fn what_an_answer_by_grpc_changes() {
         ],
         headers_to_remove: vec!["x-gone".into(), "host".into(), "not a name".into()],
         response_headers_to_add: vec![option("x-seen", "1", None, 0)],
-        query_parameters_to_set: vec![QueryParameter { key: "u".into(), value: "a&b".into() }],
+        query_parameters_to_set: vec![
+            QueryParameter { key: "u".into(), value: "a&b".into() },
+            QueryParameter { key: "e".into(), value: "x%20y".into() },
+        ],
         query_parameters_to_remove: vec!["token".into()],
     };
     let answer = CheckResponse { status: Some(Status::default()), http_response: Some(HttpResponse::Ok(ok)) };
@@ -321,7 +324,7 @@ async fn what_an_answer_by_grpc_changes() {
     for name in ["x-not-there", "x-gone", "host", "content-length"] {
         assert!(!rq.headers.contains_key(name), "{name}");
     }
-    assert_eq!(rq.target, "/a?k=v&u=a%26b");
+    assert_eq!(rq.target, "/a?k=v&u=a%26b&e=x%20y");
     assert_eq!(rq.reply_headers.len(), 1);
 
     let mut rq = request("GET", "/");

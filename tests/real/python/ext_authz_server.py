@@ -26,7 +26,7 @@ def decide(http):
         answer.ok_response.headers[0].append.value = False
         answer.ok_response.headers_to_remove.append("x-gone")
         answer.ok_response.response_headers_to_add.append(option("x-seen", "yes"))
-        answer.ok_response.query_parameters_to_set.append(base.QueryParameter(key="k", value="v w"))
+        answer.ok_response.query_parameters_to_set.append(base.QueryParameter(key="k", value="v%20w"))
         answer.ok_response.query_parameters_to_remove.append("token")
         return answer
     if path == "/pay":
