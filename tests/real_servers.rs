@@ -13,6 +13,8 @@ mod credentials;
 mod curl;
 #[path = "real/dns.rs"]
 mod dns;
+#[path = "real/ext_auth.rs"]
+mod ext_auth;
 #[path = "real/grpc.rs"]
 mod grpc;
 #[path = "real/grpc_web.rs"]

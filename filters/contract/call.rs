@@ -33,6 +33,20 @@ pub type Answering = Pin<Box<dyn Future<Output = Result<Response<Body>, Box<Faul
 pub trait Services: Send + Sync {
     /// Calls one. The future owns all it needs: it may be spawned and outlive the request.
     fn call(self: Arc<Self>, service: ServiceId, call: Call) -> Answering;
+    /// Whether work of this kind is left out now, because the process has too much to do (`runtime.brownout`).
+    fn leaves_out(&self, work: Optional) -> bool {
+        let _ = work;
+        false
+    }
+}
+
+/// Work that no caller waits for: left out before any request is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Optional {
+    /// Copies for another service.
+    Mirror,
+    /// Spans.
+    Tracing,
 }
 
 impl std::fmt::Debug for dyn Services {

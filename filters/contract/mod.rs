@@ -30,7 +30,7 @@ pub mod units;
 pub mod worker;
 
 pub use body::{Body, BodyError, BoxBody, Buffered};
-pub use call::{Call, ServiceId, Services};
+pub use call::{Call, Optional, ServiceId, Services};
 pub use clock::{Moment, now};
 pub use entry::{Build, Directory, Entry, Held, Keeper, Phase, Role, RouteView};
 pub use expr::Expr;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use http::{HeaderMap, Method, StatusCode};
 use ipnet::IpNet;
 use onehop_filters::contract::principal::Priority;
-use onehop_filters::contract::{ConfigError, Node, Span, Spot};
+use onehop_filters::contract::{ConfigError, Node, Optional, Span, Spot};
 
 use super::report::Files;
 
@@ -46,6 +46,8 @@ pub struct Plan {
     pub max_requests: Option<u32>,
     /// `runtime.maxMemory`: resident bytes at most.
     pub max_memory: Option<u64>,
+    /// `runtime.brownout`: what is left out first.
+    pub brownout: Vec<Optional>,
     /// `state`.
     pub state: Arc<onehop_filters::contract::state::Settings>,
     /// Where it begins, for errors that no line can be blamed for.

@@ -37,6 +37,8 @@ words! {
     Http { #[default] H1 = "h1", H2 = "h2", }
     /// PROXY protocol, version 1 or 2, in front of the connection.
     ProxyProtocol { #[default] None = "none", Optional = "optional", Required = "required", }
+    /// Work that no caller waits for.
+    Optional { #[default] Mirror = "mirror", Tracing = "tracing", }
     /// How strict the defaults are.
     Exposure { #[default] Edge = "edge", Mesh = "mesh", }
     /// Which side of the application a sidecar's listener serves.
@@ -416,6 +418,9 @@ section! {
         /// Resident memory; near it, callers with a low priority are refused first. Default no limit.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         max_memory: Option<Spot<Size>>,
+        /// What is left out while the process has much to do, the first first, before any caller is refused.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        brownout: Vec<Spot<Optional>>,
     }
 }
 
@@ -510,7 +515,7 @@ all_defaults! {
     Lifecycle {
         drain: Self::default_drain(), unready: Duration::default(), outbound_until_app_exits: false,
     }
-    Runtime { workers: Self::default_workers(), max_requests: None, max_memory: None }
+    Runtime { workers: Self::default_workers(), max_requests: None, max_memory: None, brownout: Vec::new() }
 }
 
 impl Admin {

@@ -136,12 +136,15 @@ pub struct Got {
 /// # Errors
 /// The fault of the last try, or of the gate or balancer that allowed none.
 pub async fn forward(ex: &mut Exchange, wants: &Wants<'_>, position: usize) -> Result<Got, Fault> {
+    let has_body = !ex.cx.body.is_end_stream();
     let fault = match tries(ex, wants, position).await {
         Ok(reply) => return Ok(reply),
         Err(fault) => fault,
     };
     let view = ex.view.clone();
     match &view.targets[position].fallback {
+        // A body that was sent and not kept is gone, and nobody gets a request without its body.
+        Some(Fallback::Target(_)) if has_body && ex.cx.body.is_end_stream() => Err(fault),
         // Only for failures that are not the caller's.
         Some(fallback) if fault.reason.side() != Side::Client => {
             let name = view.targets[position].service.name.clone();
@@ -183,6 +186,10 @@ async fn tries(ex: &mut Exchange, wants: &Wants<'_>, position: usize) -> Result<
         if begun >= ex.cx.deadline {
             return Err(Fault::new(Reason::Deadline).by("deadline"));
         }
+        // From its first byte, whatever becomes of this try: a fallback may still need it.
+        if let Some(replay) = &replay {
+            ex.cx.body = replay.body();
+        }
         if ex.cx.scratch.find::<Tries>().is_some() {
             let until = retry.per_try_timeout().map_or(ex.cx.deadline, |limit| ex.cx.deadline.min(begun + limit));
             let replayable = replay.as_ref().is_none_or(Replay::possible);
@@ -205,9 +212,6 @@ async fn tries(ex: &mut Exchange, wants: &Wants<'_>, position: usize) -> Result<
         let tries = ex.tally.attempts;
         ex.cx.trail.note("loadBalancer", Outcome::Pick, "", u64::from(tries), Duration::ZERO);
         tried.push(endpoint.id);
-        if let Some(replay) = &replay {
-            ex.cx.body = replay.body();
-        }
 
         let until = retry.per_try_timeout().map_or(ex.cx.deadline, |limit| ex.cx.deadline.min(begun + limit));
         let span = if ex.cx.trace.sampled { super::seed() | 1 } else { ex.cx.trace.span };
@@ -279,7 +283,12 @@ async fn tries(ex: &mut Exchange, wants: &Wants<'_>, position: usize) -> Result<
             }
         }
         if let Some(replay) = &replay {
-            replay.give_up();
+            let needed = sent.is_err() && matches!(target.fallback, Some(Fallback::Target(_)));
+            if needed && replay.possible() {
+                ex.cx.body = replay.body();
+            } else {
+                replay.give_up();
+            }
         }
         ex.tally.endpoint = Some(endpoint);
         ex.tally.upstream = ended.since(started);

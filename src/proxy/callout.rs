@@ -12,7 +12,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use onehop_filters::contract::call::Answering;
 use onehop_filters::contract::trail::Trail;
 use onehop_filters::contract::{
-    Body, BodyError, Call, Conn, Fault, Reason, RequestCx, RouteInfo, Scratch, ServiceId, Services, now,
+    Body, BodyError, Call, Conn, Fault, Optional, Reason, RequestCx, RouteInfo, Scratch, ServiceId, Services, now,
 };
 use smallvec::SmallVec;
 
@@ -51,6 +51,10 @@ impl Services for View {
             };
             Ok(response)
         })
+    }
+
+    fn leaves_out(&self, work: Optional) -> bool {
+        self.overload.as_ref().is_some_and(|overload| overload.leaves_out(&self.engine.inflight, work))
     }
 }
 

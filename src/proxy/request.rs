@@ -12,8 +12,8 @@ use onehop_filters::contract::principal::User;
 use onehop_filters::contract::scratch::Failure;
 use onehop_filters::contract::trail::{Outcome, Trail};
 use onehop_filters::contract::{
-    Body, Conn, Dialect, Fault, Moment, Origin, Proof, Reason, RequestCx, ResponseCx, Scratch, Side, Step, Trace,
-    Verdict, now,
+    Body, Conn, Dialect, Fault, Moment, Optional, Origin, Proof, Reason, RequestCx, ResponseCx, Scratch, Services,
+    Side, Step, Trace, Verdict, now,
 };
 use smallvec::SmallVec;
 
@@ -173,7 +173,10 @@ fn begin(view: &Arc<View>, listener: &Listener, caller: &Caller, admitted: Admit
     let request_id = request_id::settle(&headers, near, request_id::draw);
     own.push((super::REQUEST_ID.clone(), request_id.clone()));
     let fields = Told { common: own.len(), own };
-    let trace = trace_of(view, &headers, near);
+    let mut trace = trace_of(view, &headers, near);
+    if trace.sampled && view.leaves_out(Optional::Tracing) {
+        trace.sampled = false;
+    }
     let mut doomed = None;
     if plan.via {
         if via::is_loop(&headers, &PSEUDONYM) {
@@ -365,7 +368,7 @@ async fn chain(
     ran: &mut usize,
 ) -> Result<Option<Box<Response<Body>>>, Box<Fault>> {
     for (at, link) in route.chain.iter().enumerate() {
-        if at == route.known {
+        if at == usize::from(route.known) {
             shed(cx, overload)?;
         }
         *ran += 1;
@@ -390,7 +393,7 @@ async fn chain(
             }
         }
     }
-    if route.known == route.chain.len() {
+    if usize::from(route.known) == route.chain.len() {
         shed(cx, overload)?;
     }
     Ok(None)

@@ -357,7 +357,7 @@ fn chain(
     plan: &Plan,
     directory: &Directory,
     route: &plan::Route,
-) -> Result<(Box<[Link]>, usize), Vec<ConfigError>> {
+) -> Result<(Box<[Link]>, u16), Vec<ConfigError>> {
     let keys: Vec<&str> = route.filters.iter().map(|(k, _)| k.as_str()).collect();
     let view = RouteView { name: &route.name, keys: &keys };
     let mut found: Vec<(Phase, &'static str, Arc<dyn Filter>)> = Vec::new();
@@ -380,6 +380,7 @@ fn chain(
     }
     found.sort_by_key(|(phase, name, _)| (*phase, *name));
     let known = found.iter().filter(|(phase, ..)| *phase < Phase::Quota).count();
+    let known = u16::try_from(known).expect("a route has no more filters than there are entries");
     let links = found.into_iter().map(|(_, name, filter)| Link { name, response: filter.needs().response, filter });
     Ok((links.collect(), known))
 }

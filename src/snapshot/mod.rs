@@ -88,7 +88,7 @@ pub struct Route {
     /// API filters, outermost first.
     pub chain: Box<[Link]>,
     /// How many links stand before the point where the caller is known and nothing has been charged.
-    pub known: usize,
+    pub known: u16,
     /// Whether any link acts on responses.
     pub answers: bool,
     /// Whether the chain answers cross-origin preflights.

@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use onehop_filters::contract::Build;
 use onehop_filters::contract::metrics::{Counter, Gauge, Registry};
 use onehop_filters::contract::principal::Priority;
+use onehop_filters::contract::{Build, Optional};
 
 use crate::config::plan::Plan;
 
@@ -21,6 +21,8 @@ pub struct Overload {
     /// Limit in bytes, and what is in use.
     memory: Option<(u64, Arc<Resident>)>,
     shed: [Counter; 4],
+    /// What is left out first, with what of it was.
+    brownout: Vec<(Optional, Counter)>,
 }
 
 /// Resident memory of the process, sampled.
@@ -46,7 +48,23 @@ impl Overload {
             (limit, resident)
         });
         let shed = ["unknown", "low", "normal", "high"].map(|priority| counter(&build.metrics, priority));
-        Some(Self { max_requests: plan.max_requests, memory, shed })
+        let brownout = plan.brownout.iter().map(|work| (*work, left_out(&build.metrics, *work))).collect();
+        Some(Self { max_requests: plan.max_requests, memory, shed, brownout })
+    }
+
+    /// Whether optional work is left out. The kinds that are configured share the last fifth before the first caller is
+    /// refused: of two, the first goes at 60 % of the limit and the second at 70 %.
+    pub fn leaves_out(&self, in_flight: &Gauge, work: Optional) -> bool {
+        let Some(at) = self.brownout.iter().position(|(w, _)| *w == work) else { return false };
+        let step = 20 * at as u64 / self.brownout.len() as u64;
+        let requests = self
+            .max_requests
+            .is_some_and(|limit| in_flight.value().unsigned_abs() * 100 > u64::from(limit) * (60 + step));
+        let memory = self.memory.as_ref().is_some_and(|(limit, used)| used.0.load(Relaxed) > limit / 100 * (65 + step));
+        if requests || memory {
+            self.brownout[at].1.inc();
+        }
+        requests || memory
     }
 
     /// Whether a request is given up, which counts among those in flight. Its priority is known once its caller is.
@@ -63,6 +81,15 @@ impl Overload {
 fn counter(metrics: &Registry, priority: &str) -> Counter {
     let help = "Requests given up because the process had too much to do, by the priority of the caller's plan.";
     metrics.counter("onehop_shed_requests_total", help, &[("priority", priority)])
+}
+
+fn left_out(metrics: &Registry, work: Optional) -> Counter {
+    let name = match work {
+        Optional::Mirror => "mirror",
+        Optional::Tracing => "tracing",
+    };
+    let help = "Requests for which optional work was left out because the process had too much to do.";
+    metrics.counter("onehop_brownout_total", help, &[("work", name)])
 }
 
 /// Requests in flight beyond which one of this priority is given up. Rounded up: a small limit still serves everybody
@@ -109,7 +136,8 @@ mod tests {
         let metrics = Registry::default();
         let memory = memory.map(|(limit, used)| (limit, Arc::new(Resident(AtomicU64::new(used)))));
         let shed = ["unknown", "low", "normal", "high"].map(|priority| counter(&metrics, priority));
-        (Overload { max_requests, memory, shed }, metrics.gauge("g", "", &[]), metrics)
+        let brownout = [Optional::Mirror, Optional::Tracing].map(|work| (work, left_out(&metrics, work))).into();
+        (Overload { max_requests, memory, shed, brownout }, metrics.gauge("g", "", &[]), metrics)
     }
 
     const ALL: [Option<Priority>; 4] = [None, Some(Priority::Low), Some(Priority::Normal), Some(Priority::High)];
@@ -135,6 +163,18 @@ mod tests {
         let (overload, in_flight, _) = overload(Some(1), None);
         in_flight.set(1);
         assert_eq!(ALL.map(|p| overload.sheds(&in_flight, p)), [false; 4]);
+    }
+
+    #[test]
+    fn optional_work_goes_before_any_caller() {
+        let (overload, in_flight, metrics) = overload(Some(100), None);
+        for (n, left_out) in [(60, [false, false]), (61, [true, false]), (70, [true, false]), (71, [true, true])] {
+            in_flight.set(n);
+            let found = [Optional::Mirror, Optional::Tracing].map(|work| overload.leaves_out(&in_flight, work));
+            assert_eq!(found, left_out, "{n} in flight");
+            assert_eq!(ALL.map(|p| overload.sheds(&in_flight, p)), [false; 4]);
+        }
+        assert_eq!(left_out(&metrics, Optional::Mirror).value(), 3);
     }
 
     #[test]

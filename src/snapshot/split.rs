@@ -12,7 +12,6 @@ pub struct Split {
     /// Running sums of the weights, with positions in [`super::Snapshot::targets`]. In place where there are few, as nearly
     /// always: a configuration may have thousands of routes.
     targets: SmallVec<[(u32, u32); 2]>,
-    total: u32,
     sticky: Option<Box<Sticky>>,
 }
 
@@ -50,7 +49,7 @@ impl Split {
                 (total, u32::try_from(*i).expect("fewer than 2^32 services fit into memory"))
             })
             .collect();
-        Self { targets, total, sticky: None }
+        Self { targets, sticky: None }
     }
 
     /// Binds callers to targets, which have these names and weights, in the order of [`Split::new`].
@@ -76,12 +75,13 @@ impl Split {
     /// Chooses by a random number; `None` if every weight is 0 (Gateway API: 500).
     #[must_use]
     pub fn choose(&self, seed: u64) -> Option<usize> {
+        let total = self.targets.last().map_or(0, |(sum, _)| *sum);
         match &*self.targets {
-            _ if self.total == 0 => None,
+            _ if total == 0 => None,
             [(_, only)] => Some(*only as usize),
             many => {
                 // Multiply-shift instead of a division; the bias is below 2^-32.
-                let at = u32::try_from(((seed >> 32) * u64::from(self.total)) >> 32).unwrap_or(u32::MAX);
+                let at = u32::try_from(((seed >> 32) * u64::from(total)) >> 32).unwrap_or(u32::MAX);
                 many.iter().find(|(sum, _)| at < *sum).map(|(_, i)| *i as usize)
             }
         }

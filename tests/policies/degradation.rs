@@ -58,7 +58,7 @@ fn people_get_pages_and_programs_json() {
 fn the_least_important_are_turned_away_first() {
     let up = Backend::start(Mood::Silent);
     let hop = start(
-        "- { name: all, to: up, auth: { require: [keys], optional: true }, quota: [{ by: consumer, limit: 1000, per: 1h }], \
+        "- { name: all, to: up, auth: { require: [keys], optional: true }, quota: [{ by: ip, limit: 1000, per: 1h }], \
          timeouts: { request: 60s } }",
         &[("up", up.address, "")],
         "identities: { keys: { apiKey: {} } }\n\
@@ -100,4 +100,67 @@ fn the_least_important_are_turned_away_first() {
     eventually("they are gone", || in_flight() == 0.0);
     up.set(Mood::Well);
     assert_eq!(ask(poor).status(), 200);
+}
+
+/// Takes requests whole and hangs up without an answer.
+fn hangs_up() -> std::net::SocketAddr {
+    super::common::scripted(|mut stream| {
+        use std::io::Read as _;
+        let mut seen = Vec::new();
+        let mut buffer = [0; 4096];
+        while !seen.ends_with(b"hello") {
+            match stream.read(&mut buffer) {
+                Ok(0) | Err(_) => return,
+                Ok(n) => seen.extend_from_slice(&buffer[..n]),
+            }
+        }
+    })
+}
+
+#[test]
+fn a_fallback_gets_the_whole_request_or_none() {
+    let rest = Endpoint::start(|_, body| {
+        let text = String::from_utf8_lossy(body);
+        format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{text}", text.len()).into_bytes()
+    });
+    let broken = hangs_up();
+    let hop = start(
+        "- { name: kept, to: kept }\n- { name: gone, matches: [{ path: { prefix: /gone } }], to: gone }",
+        &[
+            ("kept", broken, ", fallback: { service: rest }, retry: { attempts: 1 }"),
+            ("gone", broken, ", fallback: { service: rest }, retry: { attempts: 1, bodyLimit: 2B }"),
+            ("rest", rest.address, ""),
+        ],
+        "",
+    );
+    let post = |path: &str| {
+        let text = format!("POST {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: 5\r\n\r\nhello");
+        exchange(hop.at("web"), text.as_bytes())
+    };
+    let kept = post("/");
+    assert_eq!((kept.status(), kept.body().as_str()), (200, "hello"), "{}", kept.text());
+    let gone = post("/gone");
+    assert_eq!(gone.status(), 502, "{}", gone.text());
+    assert_eq!(rest.seen(), 1, "nobody got a request without its body");
+}
+
+#[test]
+fn mirrors_are_left_out_before_anybody_is() {
+    let (up, shadow) = (Backend::start(Mood::Silent), Endpoint::ok());
+    let hop = start(
+        "- { name: all, to: up, mirror: { to: shadow }, timeouts: { request: 60s } }",
+        &[("up", up.address, ""), ("shadow", shadow.address, "")],
+        "runtime: { workers: 2, maxRequests: 10, brownout: [mirror] }\n",
+    );
+    let mut open = Vec::new();
+    for n in 1..=8 {
+        let mut client = Client::to(hop.at("web"));
+        client.send(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n");
+        open.push(client);
+        eventually("it is in flight", || metric(&hop, "onehop_inflight_requests", &[]) == f64::from(n));
+    }
+    eventually("six are copied", || metric(&hop, "onehop_mirrored_total", &["result=\"sent\""]) == 6.0);
+    assert_eq!(metric(&hop, "onehop_mirrored_total", &["result=\"left-out\""]), 2.0);
+    assert_eq!(metric(&hop, "onehop_brownout_total", &["work=\"mirror\""]), 2.0);
+    assert_eq!((shadow.seen(), metric(&hop, "onehop_shed_requests_total", &[])), (6, 0.0));
 }

@@ -37,7 +37,9 @@ fn a_retry_is_proven_without_touching_the_application() {
     let endpoints = hop.admin_get("/endpoints").body();
     assert!(!endpoints.contains("\"failed\":1") && !endpoints.contains("\"ejected\":true"), "{endpoints}");
     assert_eq!(get(web, "a", "/").status(), 200);
-    let line = lines(&hop).into_iter().find(|l| l["path"] == "/thrice").expect("a line");
+    let of_thrice = || lines(&hop).into_iter().find(|l| l["path"] == "/thrice");
+    super::common::eventually("the line is written", || of_thrice().is_some());
+    let line = of_thrice().expect("a line");
     assert_eq!(
         (&line["reason"], &line["filter"], &line["attempts"]),
         (&"injected".into(), &"fault".into(), &3.into()),

@@ -110,6 +110,7 @@ pub fn ruling(answer: CheckResponse, upstream: &Names, client: &Names) -> Result
     match (code, answer.http_response) {
         (0, None) => Ok(Ruling::Allow(Arc::default())),
         (0, Some(HttpResponse::Ok(ok))) => allowed(ok, upstream, client),
+        (_, Some(HttpResponse::Error(_))) => Err("it says that it failed"),
         (0, Some(HttpResponse::Denied(_))) => Err("its status is OK and its answer a denial"),
         (_, Some(HttpResponse::Denied(denied))) => denial(denied),
         // 16 = UNAUTHENTICATED.

@@ -33,6 +33,8 @@ use config::Config;
 const NAME: &str = "extAuth";
 /// Longest text an answer is remembered under.
 const MAX_KEY: usize = 4 << 10;
+/// Longest body of a refusal that is remembered: thousands of them may be.
+const MAX_KEPT: usize = 4 << 10;
 /// Longest body of an answer.
 const MAX_ANSWER: usize = 1 << 20;
 /// Says whether the body in the question is only its beginning.
@@ -248,7 +250,8 @@ impl ExtAuth {
         self.counts.time.observe(now().since(begun));
         match ruling {
             Ok(ruling) => {
-                if let (Some(memory), Some(key)) = (&self.memory, key) {
+                let short = !matches!(&ruling, Ruling::Deny(denial) if denial.body.len() > MAX_KEPT);
+                if let (Some(memory), Some(key), true) = (&self.memory, key, short) {
                     memory.answers.insert(key.into(), (now() + memory.ttl, ruling.clone()));
                 }
                 self.carry_out(rq, &ruling)

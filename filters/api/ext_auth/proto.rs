@@ -104,7 +104,7 @@ pub struct TlsSession {
 pub struct CheckResponse {
     #[prost(message, optional, tag = "1")]
     pub status: Option<Status>,
-    #[prost(oneof = "HttpResponse", tags = "2, 3")]
+    #[prost(oneof = "HttpResponse", tags = "2, 3, 5")]
     pub http_response: Option<HttpResponse>,
 }
 
@@ -121,6 +121,9 @@ pub enum HttpResponse {
     Denied(DeniedHttpResponse),
     #[prost(message, tag = "3")]
     Ok(OkHttpResponse),
+    /// The server could not decide.
+    #[prost(message, tag = "5")]
+    Error(DeniedHttpResponse),
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -220,6 +220,20 @@ async fn answers_are_remembered_by_what_the_config_says() {
     assert_eq!(count.load(SeqCst), 4, "no text, no memory");
 }
 
+#[tokio::test]
+async fn a_long_refusal_is_not_remembered() {
+    let asked = Arc::new(Asked::default());
+    let filter =
+        good(json!({ "http": { "service": "authz", "path": "/" }, "cache": { "by": "request.path", "ttl": "1h" } }));
+    static LONG: [u8; MAX_KEPT + 1] = [b'x'; MAX_KEPT + 1];
+    for _ in 0..2 {
+        let mut rq = request("GET", "/");
+        rq.services = asked.server(|| answer(403, &[], std::str::from_utf8(&LONG).expect("ASCII")));
+        assert!(matches!(settled(filter.on_request(&mut rq)).await, Verdict::Reply(_)));
+    }
+    assert_eq!(asked.0.lock().len(), 2);
+}
+
 fn grpc_answer(message: &CheckResponse) -> Response<Body> {
     let bytes = message.encode_to_vec();
     let framed = [&[0], &u32::try_from(bytes.len()).expect("short").to_be_bytes()[..], &bytes].concat();
@@ -290,7 +304,10 @@ async fn what_an_answer_by_grpc_changes() {
         ],
         headers_to_remove: vec!["x-gone".into(), "host".into(), "not a name".into()],
         response_headers_to_add: vec![option("x-seen", "1", None, 0)],
-        query_parameters_to_set: vec![QueryParameter { key: "u".into(), value: "a&b".into() }],
+        query_parameters_to_set: vec![
+            QueryParameter { key: "u".into(), value: "a&b".into() },
+            QueryParameter { key: "e".into(), value: "x%20y".into() },
+        ],
         query_parameters_to_remove: vec!["token".into()],
     };
     let answer = CheckResponse { status: Some(Status::default()), http_response: Some(HttpResponse::Ok(ok)) };
@@ -307,7 +324,7 @@ async fn what_an_answer_by_grpc_changes() {
     for name in ["x-not-there", "x-gone", "host", "content-length"] {
         assert!(!rq.headers.contains_key(name), "{name}");
     }
-    assert_eq!(rq.target, "/a?k=v&u=a%26b");
+    assert_eq!(rq.target, "/a?k=v&u=a%26b&e=x%20y");
     assert_eq!(rq.reply_headers.len(), 1);
 
     let mut rq = request("GET", "/");

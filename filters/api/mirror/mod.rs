@@ -21,7 +21,8 @@ use crate::contract::filter::{Filter, Step};
 use crate::contract::metrics::{Counter, Gauge};
 use crate::contract::section::Value;
 use crate::contract::{
-    Body, Build, Call, ConfigError, Entry, Node, Phase, RequestCx, Role, ServiceId, Services, Trace, chance, now,
+    Body, Build, Call, ConfigError, Entry, Node, Optional, Phase, RequestCx, Role, ServiceId, Services, Trace, chance,
+    now,
 };
 use config::{Config, Mirror};
 
@@ -62,6 +63,7 @@ struct Counts {
     sent: Counter,
     failed: Counter,
     busy: Counter,
+    left_out: Counter,
     too_long: Counter,
     unfinished: Counter,
 }
@@ -124,6 +126,7 @@ fn way(node: &Node, build: &mut Build<'_>) -> Result<Arc<Way>, ConfigError> {
         sent: count("sent"),
         failed: count("failed"),
         busy: count("busy"),
+        left_out: count("left-out"),
         too_long: count("too-long"),
         unfinished: count("unfinished"),
     };
@@ -152,8 +155,13 @@ impl Filter for Mirrors {
         {
             return Step::NEXT;
         }
+        let left_out = rq.services.leaves_out(Optional::Mirror);
         for way in self.0.iter().filter(|way| way.share >= 1.0 || chance::fraction(chance::draw()) < way.share) {
-            way.copy(rq);
+            if left_out {
+                way.counts.left_out.inc();
+            } else {
+                way.copy(rq);
+            }
         }
         Step::NEXT
     }

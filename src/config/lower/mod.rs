@@ -15,7 +15,7 @@ use std::sync::Arc;
 use onehop_filters::contract::principal::Priority;
 use onehop_filters::contract::section::{Value, suggest};
 use onehop_filters::contract::state;
-use onehop_filters::contract::{ConfigError, Entry, Held, Node, Role, Span};
+use onehop_filters::contract::{ConfigError, Entry, Held, Node, Optional, Role, Span};
 
 use super::plan::{AccessLog, Admin, Bind, ConsumerPlan, Lifecycle, Plan, PlanPlan, Telemetry, TlsIdentity, Tracing};
 use super::raw;
@@ -57,6 +57,14 @@ enum Slot {
     Service,
 }
 
+/// `runtime`.
+struct Runtime {
+    workers: Option<usize>,
+    max_requests: Option<u32>,
+    max_memory: Option<u64>,
+    brownout: Vec<Optional>,
+}
+
 struct Lower<'a> {
     entries: &'a [Entry],
     dir: PathBuf,
@@ -87,7 +95,7 @@ impl<'a> Lower<'a> {
         let workload = self.workload(root);
         let telemetry = self.telemetry(root);
         let lifecycle = self.lifecycle(root);
-        let (workers, max_requests, max_memory) = self.runtime(root);
+        let runtime = self.runtime(root);
         let state = self.state(root);
         let plan = Plan {
             dir: self.dir.clone(),
@@ -102,11 +110,12 @@ impl<'a> Lower<'a> {
             workload,
             telemetry,
             lifecycle,
-            workers,
+            workers: runtime.workers,
             span: root.span,
             admin_span: root.get("admin").map_or(root.span, |admin| admin.get("bind").unwrap_or(admin).span),
-            max_requests,
-            max_memory,
+            max_requests: runtime.max_requests,
+            max_memory: runtime.max_memory,
+            brownout: runtime.brownout,
             state,
             files: Files::default(),
             warnings: Vec::new(),
@@ -284,10 +293,10 @@ impl<'a> Lower<'a> {
         Lifecycle { drain: raw.drain.0, unready: raw.unready.0, outbound_until_app_exits: raw.outbound_until_app_exits }
     }
 
-    fn runtime(&mut self, root: &Node) -> (Option<usize>, Option<u32>, Option<u64>) {
+    fn runtime(&mut self, root: &Node) -> Runtime {
         let raw: raw::Runtime = self.top(root, "runtime");
         let workers = self.workers(&raw);
-        let most = raw.max_requests.and_then(|n| match u32::try_from(n.value) {
+        let max_requests = raw.max_requests.as_ref().and_then(|n| match u32::try_from(n.value) {
             Ok(n) if n > 0 => Some(n),
             _ => {
                 self.error(n.span, format!("{} requests are no limit", n.value), "from 1 to 4294967295");
@@ -299,7 +308,23 @@ impl<'a> Lower<'a> {
         if let Some(size) = raw.max_memory.as_ref().filter(|size| size.value.0 < LEAST) {
             self.error(size.span, "the process needs more memory by itself", "64MiB or more");
         }
-        (workers, most, raw.max_memory.map(|size| size.value.0))
+        let mut brownout = Vec::with_capacity(raw.brownout.len());
+        for work in &raw.brownout {
+            if raw.max_requests.is_none() && raw.max_memory.is_none() {
+                let help = "set `maxRequests` or `maxMemory`";
+                self.error(work.span, "nothing says when there is too much to do", help);
+                break;
+            }
+            let kind = match work.value {
+                raw::Optional::Mirror => Optional::Mirror,
+                raw::Optional::Tracing => Optional::Tracing,
+            };
+            if brownout.contains(&kind) {
+                self.error(work.span, "this stands twice", "the first to be left out stands first");
+            }
+            brownout.push(kind);
+        }
+        Runtime { workers, max_requests, max_memory: raw.max_memory.map(|size| size.value.0), brownout }
     }
 
     fn workers(&mut self, raw: &raw::Runtime) -> Option<usize> {
