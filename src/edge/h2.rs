@@ -80,7 +80,13 @@ pub async fn run<S: Serve>(io: Stream, setup: &Setup<S>, watch: &mut Watch) {
     })
     .await;
     match over {
-        Over::Quiet => drop(poll_fn(|cx| Poll::Ready(handle.close_now(cx))).now_or_never()),
+        Over::Quiet => {
+            poll_fn(|cx| {
+                handle.close_now(cx);
+                Poll::Ready(())
+            })
+            .await;
+        }
         Over::Ended(why) => setup.closed(if link.wire.panicked.load(Relaxed) { "panic" } else { why }),
         Over::Broken => {
             setup.closed("protocol");

@@ -63,8 +63,11 @@ struct Stream {
 }
 
 impl Stream {
-    /// Ends early where the client has reset the stream or the connection is over: dropping the rest cancels it. (A block,
-    /// not an async fn, and what it calls borrows: each move into a future takes up room in it once more.)
+    /// Ends early where the client has reset the stream or the connection is over: dropping the rest cancels it.
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "an async fn keeps room for each argument twice, and tasks are moved about"
+    )]
     fn run<B>(
         mut self,
         mut answer: impl Future<Output = Response<B>> + Unpin,
