@@ -2,6 +2,7 @@
 
 mod config;
 mod core;
+mod digest;
 mod keys;
 mod source;
 #[cfg(test)]
@@ -12,7 +13,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use aws_lc_rs::digest::{SHA256, digest};
 use http::header::AUTHORIZATION;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use quick_cache::sync::Cache;
@@ -22,6 +22,7 @@ use self::core::{MAX_TOKEN, Rules, Token, scopes};
 use self::keys::{Algorithm, Signature};
 use self::source::{Counters, Source, Store, keep_fresh};
 use crate::contract::client::Remote;
+use crate::contract::clock::recent;
 use crate::contract::filter::{AuthError, AuthStep, AuthVerdict, Authenticator};
 use crate::contract::metrics::Counter;
 use crate::contract::principal::{Consumer, User};
@@ -286,8 +287,8 @@ impl Jwt {
                 Err(error) => Judged::Refused(error),
             };
         }
-        let now = now();
-        let key: [u8; 32] = digest(&SHA256, text.as_bytes()).as_ref().try_into().expect("SHA-256 has 32 bytes");
+        let now = recent();
+        let key = digest::of(text);
         if let Some(pass) = self.cache.get(&key) {
             if pass.generation == generation && now < pass.user.expires {
                 self.hits.inc();
@@ -399,7 +400,9 @@ fn token<'a>(place: &Place, rq: &'a RequestCx) -> Result<Option<Cow<'a, str>>, A
     if values.next().is_some() {
         return Err(AMBIGUOUS);
     }
-    let Ok(value) = value.to_str() else {
+    // What `to_str` would say of a field value, which has no controls; looked at many bytes at once.
+    let text = std::str::from_utf8(value.as_bytes()).ok().filter(|text| text.is_ascii());
+    let Some(value) = text else {
         return Err(AuthError { code: "invalid_request", description: "the token is malformed" });
     };
     match value.trim().split_once(' ') {

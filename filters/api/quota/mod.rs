@@ -6,7 +6,6 @@ mod core;
 mod tests;
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +15,7 @@ use http::{HeaderName, HeaderValue};
 use smallvec::SmallVec;
 
 use self::core::{Cells, Charge, Key, Rate};
+use crate::contract::clock::recent;
 use crate::contract::filter::{Filter, Step};
 use crate::contract::metrics::Counter;
 use crate::contract::{
@@ -274,7 +274,7 @@ impl Quota {
 impl Filter for Quota {
     fn on_request<'a>(&'a self, rq: &'a mut RequestCx) -> Step<'a> {
         let plan = self.plan(rq);
-        let charges = self.charge(plan, rq, now());
+        let charges = self.charge(plan, rq, recent());
         let Some((last, _, verdict)) = charges.last() else { return Step::NEXT };
         if verdict.allowed {
             if !rq.dry_run {
@@ -287,7 +287,11 @@ impl Filter for Quota {
             let policy = plan.map_or(&self.own, |p| p).policy.clone();
             // Made of checked names and digits.
             let state = HeaderValue::try_from(state).ok();
-            rq.reply_headers.extend(policy.map(|v| (POLICY, v)).into_iter().chain(state.map(|v| (STATE, v))));
+            for (name, value) in [(POLICY, policy), (STATE, state)] {
+                if let Some(value) = value {
+                    rq.reply_headers.push((name, value));
+                }
+            }
             return Step::NEXT;
         }
         if !rq.dry_run {
@@ -312,10 +316,12 @@ fn refusal(window: &Window, charge: Charge) -> Fault {
 
 /// Appends a window's item of `RateLimit`.
 fn item(state: &mut String, window: &Window, charge: Charge) {
-    let comma = if state.is_empty() { "" } else { ", " };
     let t = seconds(charge.reset).max(u64::from(!charge.allowed));
-    // Writing to a string cannot fail.
-    let _ = write!(state, "{comma}{};r={};t={t}", window.quoted, charge.remaining);
+    let (mut r_digits, mut t_digits) = (itoa::Buffer::new(), itoa::Buffer::new());
+    let comma = if state.is_empty() { "" } else { ", " };
+    for part in [comma, &window.quoted, ";r=", r_digits.format(charge.remaining), ";t=", t_digits.format(t)] {
+        state.push_str(part);
+    }
 }
 
 /// Whole seconds, rounded up: never too early.
