@@ -133,12 +133,11 @@ pub struct Got {
 ///
 /// # Errors
 /// The fault of the last try, or of the gate or balancer that allowed none.
-pub async fn forward(ex: &mut Exchange, wants: &Wants<'_>, position: usize) -> Result<Got, Fault> {
-    let fault = match tries(ex, wants, position).await {
+pub async fn forward(ex: &mut Exchange, view: &Arc<View>, wants: &Wants<'_>, position: usize) -> Result<Got, Fault> {
+    let fault = match tries(ex, view, wants, position).await {
         Ok(reply) => return Ok(reply),
         Err(fault) => fault,
     };
-    let view = ex.view.clone();
     match &view.targets[position].fallback {
         // Only for failures that are not the caller's.
         Some(fallback) if fault.reason.side() != Side::Client => {
@@ -155,15 +154,14 @@ pub async fn forward(ex: &mut Exchange, wants: &Wants<'_>, position: usize) -> R
                     made: true,
                 }),
                 // One step only: a fallback's own fallback is not followed, so there can be no loop.
-                Fallback::Target(other) => tries(ex, wants, *other).await,
+                Fallback::Target(other) => tries(ex, view, wants, *other).await,
             }
         }
         _ => Err(fault),
     }
 }
 
-async fn tries(ex: &mut Exchange, wants: &Wants<'_>, position: usize) -> Result<Got, Fault> {
-    let view = ex.view.clone();
+async fn tries(ex: &mut Exchange, view: &Arc<View>, wants: &Wants<'_>, position: usize) -> Result<Got, Fault> {
     let target = &view.targets[position];
     let service = &target.service;
     ex.tally.target = Some(position);
@@ -173,7 +171,8 @@ async fn tries(ex: &mut Exchange, wants: &Wants<'_>, position: usize) -> Result<
     let idempotent = idempotent(&ex.cx.method);
     let has_body = !ex.cx.body.is_end_stream();
     let replay = keep_body(&mut ex.cx.body, retry.attempts(), retry.body_limit());
-    let started = now();
+    // The chain ended just now.
+    let started = clock::recent();
     retry.begin(started);
     let mut begun = started;
     let mut tried: SmallVec<[u64; 4]> = SmallVec::new();
@@ -181,7 +180,7 @@ async fn tries(ex: &mut Exchange, wants: &Wants<'_>, position: usize) -> Result<
         if begun >= ex.cx.deadline {
             return Err(Fault::new(Reason::Deadline).by("deadline"));
         }
-        let (mut place, admitted) = Admission::enter(&view, position, priority, begun, ex.cx.deadline).await?;
+        let (mut place, admitted) = Admission::enter(view, position, priority, begun, ex.cx.deadline).await?;
         begun = admitted;
         let endpoint = pick(&mut place, service, begun, hash, &tried)?;
         ex.tally.attempts += 1;
@@ -361,7 +360,7 @@ fn tell(cx: &RequestCx, fields: &mut Told, grpc: bool, attempt: u32, until: Mome
         fields.own.push((trace::TRACEPARENT, trace::format_parent(&cx.trace, span)));
     }
     if cx.deadline != Moment::MAX {
-        fields.own.push(deadline::field(grpc, until.since(now())));
+        fields.own.push(deadline::field(grpc, until.since(clock::recent())));
     }
     if attempt > 1 {
         fields.own.push((super::ATTEMPT.clone(), HeaderValue::from(attempt)));

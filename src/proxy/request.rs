@@ -17,7 +17,8 @@ use smallvec::SmallVec;
 use super::attempt::{self, Got};
 use super::exchange::{Exchange, Outgoing, Tally, Told, Unanswered};
 use super::head::{Admitted, admit};
-use super::headers::forwarded::Stamp;
+use super::headers::forwarded::{Fields, Stamp};
+use super::headers::hop::Seen;
 use super::headers::{legal, request_id, trace, via};
 use super::{deadline, ledger, passthrough, upgrade};
 use crate::config::plan::Capture;
@@ -82,30 +83,38 @@ pub enum Arriving {
     Made(Body),
 }
 
-/// Serves one request.
-pub async fn serve(cell: &Cell, caller: &Caller, arrived: Arrived) -> Response<Outgoing> {
+/// Takes a request in: everything up to its chain. Not part of the future that serves it, which would carry the head's
+/// parts along to the end.
+///
+/// # Errors
+/// The head never became a request; this is its answer.
+#[expect(clippy::result_large_err, reason = "the refusal is moved once, and rare")]
+pub fn open(cell: &Cell, caller: &Caller, arrived: Arrived) -> Result<Request, Response<Outgoing>> {
     let view = cell.view_for(&caller.conn.listener);
     let started = now();
-    let Arrived { parts, body, link, on_upgrade } = arrived;
-    let raw = ledger::RawHead::of(&parts);
+    let Arrived { mut parts, body, link, on_upgrade } = arrived;
     let Some(listener) = view.listener(&caller.conn.listener) else {
         // The listener left long ago, and this connection has outlived its farewell.
-        return ledger::refuse(&view, &caller.conn, &raw, started, &Fault::new(Reason::Draining).by("listener"));
+        let raw = ledger::RawHead::of(&parts);
+        let fault = Fault::new(Reason::Draining).by("listener");
+        return Err(ledger::refuse(&view, &caller.conn, &raw, started, &fault));
     };
-    let admitted = match admit(parts, &caller.conn, &listener.plan.limits, listener.plan.paths) {
+    let admitted = match admit(&mut parts, &caller.conn, &listener.plan.limits, listener.plan.paths) {
         Ok(admitted) => admitted,
-        Err(fault) => return ledger::refuse(&view, &caller.conn, &raw, started, &fault),
+        Err(fault) => {
+            return Err(ledger::refuse(&view, &caller.conn, &ledger::RawHead::of(&parts), started, &fault));
+        }
     };
     let length = admitted.content_length;
     let mut rq = begin(&view, listener, caller, admitted, started);
     rq.link = link;
     rq.on_upgrade = on_upgrade;
     take_body(&mut rq, listener, body, length);
-    run(rq, caller).await
+    Ok(rq)
 }
 
 /// A request with its exchange.
-struct Request {
+pub struct Request {
     ex: Unanswered,
     te_trailers: bool,
     expect_continue: bool,
@@ -119,21 +128,23 @@ struct Request {
 
 /// Settles everything about the request that does not depend on its route, then its route.
 fn begin(view: &Arc<View>, listener: &Listener, caller: &Caller, admitted: Admitted, started: Moment) -> Request {
-    let Admitted { method, version, authority, target, mut headers, te_trailers, expect_continue, upgrade, .. } =
-        admitted;
+    let Admitted {
+        method, version, authority, target, mut headers, te_trailers, expect_continue, upgrade, seen, ..
+    } = admitted;
     let plan = &listener.plan;
     let conn = &caller.conn;
     let believed = caller.stamp.believed();
     let near = believed || conn.mesh;
-    let grpc = headers.get(header::CONTENT_TYPE).is_some_and(fault::is_grpc);
+    let grpc = seen.has(Seen::CONTENT_TYPE) && headers.get(header::CONTENT_TYPE).is_some_and(fault::is_grpc);
     let debug = believed && headers.remove(&view.telemetry.debug_header).is_some();
     // Before what only trusted peers may send is taken away: in the mesh, whoever calls passes its deadline on.
     let left = if near || grpc { deadline::take(&mut headers, grpc) } else { None };
-    let (client, mut own) = caller.stamp.apply(&mut headers, &authority);
+    let mut own = Fields::new();
+    let client = caller.stamp.apply(&mut headers, &authority, &mut own);
     let request_id = request_id::settle(&headers, near, request_id::draw);
     own.push((super::REQUEST_ID.clone(), request_id.clone()));
     let fields = Told { common: own.len(), own };
-    let trace = trace_of(view, &headers, near);
+    let trace = trace_of(view, &headers, seen, near);
     let mut doomed = None;
     if plan.via {
         if via::is_loop(&headers, &PSEUDONYM) {
@@ -206,9 +217,9 @@ fn preflight(view: &View, listener: &Listener, probe: &Probe<'_>) -> Option<(u32
 }
 
 /// Continues the caller's trace, or begins one if there is anywhere to report it.
-fn trace_of(view: &View, headers: &HeaderMap, near: bool) -> Trace {
+fn trace_of(view: &View, headers: &HeaderMap, seen: Seen, near: bool) -> Trace {
     let tracing = view.telemetry.tracing.as_ref();
-    if tracing.is_none() && !trace::carried(headers) {
+    if tracing.is_none() && !seen.has(Seen::TRACE) {
         return Trace::default();
     }
     let restart = tracing.is_some_and(|t| t.restart) && !near;
@@ -247,7 +258,10 @@ fn due(route: &Route, started: Moment, left: Option<Duration>) -> Moment {
     started + limit
 }
 
-async fn run(mut rq: Request, caller: &Caller) -> Response<Outgoing> {
+/// Serves a request: once, as its exchange goes to the answer's body. Borrowed, because a future holds what it is given
+/// by value twice.
+pub async fn serve(rq: &mut Request, caller: &Caller) -> Response<Outgoing> {
+    // Held here, so that it can be borrowed beside the exchange, all the way down to the tries.
     let view = rq.ex.view.clone();
     let route = rq.ex.route.map_or(&view.unrouted, |i| &view.routes[i as usize]);
     let mut ran = 0;
@@ -256,7 +270,7 @@ async fn run(mut rq: Request, caller: &Caller) -> Response<Outgoing> {
         None => match chain(&mut rq.ex.cx, route, &mut ran).await {
             Ok(None) => {
                 rq.ex.tally.chain_done = now();
-                act(&mut rq, route).await.map_err(Box::new)
+                act(rq, &view, route).await.map_err(Box::new)
             }
             Ok(Some(reply)) => Ok(Answer::made(*reply)),
             Err(fault) => Err(fault),
@@ -338,13 +352,13 @@ impl Answer {
     }
 }
 
-async fn act(rq: &mut Request, route: &Route) -> Result<Answer, Fault> {
+async fn act(rq: &mut Request, view: &Arc<View>, route: &Route) -> Result<Answer, Fault> {
     match &route.action {
         Action::Forward(split) => {
             let target = split.choose(super::seed()).ok_or_else(|| Fault::new(Reason::NoWeight).by("routes"))?;
-            call(rq, Callee::Service(target)).await
+            call(rq, view, Callee::Service(target)).await
         }
-        Action::Pass(way) => call(rq, Callee::Host(way)).await,
+        Action::Pass(way) => call(rq, view, Callee::Host(way)).await,
         Action::Redirect(redirect) => {
             let cx = &rq.ex.cx;
             let asked =
@@ -384,7 +398,7 @@ enum Callee<'a> {
     Host(&'a Passthrough),
 }
 
-async fn call(rq: &mut Request, callee: Callee<'_>) -> Result<Answer, Fault> {
+async fn call(rq: &mut Request, view: &Arc<View>, callee: Callee<'_>) -> Result<Answer, Fault> {
     let Request { ex, upgrade: wanted, link, on_upgrade, .. } = rq;
     if let Some(protocol) = wanted
         && !ex.cx.route.upgrades.iter().any(|u| u.as_bytes() == protocol.as_bytes())
@@ -406,7 +420,7 @@ async fn call(rq: &mut Request, callee: Callee<'_>) -> Result<Answer, Fault> {
         informational: relay.as_ref().map(|f| f as &(dyn Fn(StatusCode, HeaderMap) + Send + Sync)),
     };
     let got = match callee {
-        Callee::Service(target) => attempt::forward(ex, &wants, target).await?,
+        Callee::Service(target) => attempt::forward(ex, view, &wants, target).await?,
         // Boxed: the rare way must not make every request's future larger.
         Callee::Host(way) => Box::pin(passthrough::forward(ex, &wants, way)).await?,
     };
@@ -430,13 +444,13 @@ fn render(ex: &mut Exchange, fault: &Fault) -> ResponseCx {
 
 /// Makes the head legal for the client's version, ties the exchange to the body, and starts a tunnel if one was agreed.
 fn finish(
-    rq: Request,
+    rq: &mut Request,
     caller: &Caller,
     route: &Route,
     rs: ResponseCx,
     tunnel: Option<upgrade::Tunnel>,
 ) -> Response<Outgoing> {
-    let Request { ex, te_trailers, grpc, upgrade: wanted, .. } = rq;
+    let Request { ref mut ex, te_trailers, grpc, upgrade: ref wanted, .. } = *rq;
     let mut ex = ex.answered();
     let ResponseCx { status, mut headers, body, origin } = rs;
     for (name, value) in ex.cx.reply_headers.drain(..) {
@@ -521,7 +535,7 @@ pub struct Hypothetical {
 }
 
 /// Runs the head, the route and the chain of a request without charging quotas or calling anybody.
-pub async fn hypothetical(view: &Arc<View>, listener: &Listener, caller: &Caller, parts: Parts) -> Hypothetical {
+pub async fn hypothetical(view: &Arc<View>, listener: &Listener, caller: &Caller, mut parts: Parts) -> Hypothetical {
     let mut found = Hypothetical {
         refused: None,
         candidates: Vec::new(),
@@ -530,7 +544,7 @@ pub async fn hypothetical(view: &Arc<View>, listener: &Listener, caller: &Caller
         trail: Trail::default(),
         target: String::new(),
     };
-    let admitted = match admit(parts, &caller.conn, &listener.plan.limits, listener.plan.paths) {
+    let admitted = match admit(&mut parts, &caller.conn, &listener.plan.limits, listener.plan.paths) {
         Ok(admitted) => admitted,
         Err(fault) => {
             found.refused = Some(fault);
@@ -563,4 +577,20 @@ pub async fn hypothetical(view: &Arc<View>, listener: &Listener, caller: &Caller
     let host = cx.upstream_host.as_ref().and_then(|host| host.to_str().ok()).unwrap_or(cx.authority.as_str());
     found.target = format!("http://{host}{}", cx.target);
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size<'a, F: Future>(_: fn(&'a mut Request, &'a Caller) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// Both are moved into their boxes once a request, byte by byte, whether the bytes mean anything yet or not.
+    #[test]
+    fn what_a_request_moves_stays_small() {
+        assert!(size(serve) <= 1920, "{}", size(serve));
+        assert!(size_of::<Exchange>() <= 1920, "{}", size_of::<Exchange>());
+    }
 }
