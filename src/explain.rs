@@ -140,7 +140,7 @@ fn write(text: &mut String, view: &Snapshot, found: &Hypothetical) {
         text.push('\n');
     };
     if let Some(fault) = &found.refused {
-        line(format!("refused: {fault} ({})", fault.reason.status()));
+        line(format!("refused: {fault} ({})", fault.status()));
         if found.route.is_none() {
             return;
         }

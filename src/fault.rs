@@ -64,7 +64,7 @@ pub fn response(fault: &Fault, asked: &Asked<'_>) -> Response<Body> {
 fn problem(fault: &Fault, asked: &Asked<'_>) -> Response<Body> {
     let body = if asked.head { Body::Empty } else { Body::full(problem_json(fault, asked.request_id)) };
     let mut response = Response::new(body);
-    *response.status_mut() = fault.reason.status();
+    *response.status_mut() = fault.status();
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, PROBLEM);
     common(headers, fault);
@@ -77,7 +77,7 @@ fn grpc(fault: &Fault, content_type: &HeaderValue) -> Response<Body> {
     let mut response = Response::new(Body::Empty);
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, content_type.clone());
-    headers.insert(GRPC_STATUS, HeaderValue::from(grpc_status(fault.reason)));
+    headers.insert(GRPC_STATUS, HeaderValue::from(grpc_status(fault)));
     if let Ok(message) = HeaderValue::try_from(grpc_message(fault)) {
         headers.insert(GRPC_MESSAGE, message);
     }
@@ -115,10 +115,12 @@ const fn momentary(reason: Reason) -> bool {
             | Reason::PendingOverflow
             | Reason::PendingTimeout
             | Reason::IdentityUnavailable
+            | Reason::AuthorizationUnavailable
+            | Reason::Shed
     )
 }
 
-/// RFC 9457 section 3, with the extension members `reason` and `filter`.
+/// RFC 9457 section 3, with the extension members `reason`, `filter` and, where identities were asked, `tried`.
 fn problem_json(fault: &Fault, request_id: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(320);
     out.extend_from_slice(br#"{"type":"urn:onehop:problem:"#);
@@ -126,7 +128,7 @@ fn problem_json(fault: &Fault, request_id: &[u8]) -> Vec<u8> {
     out.extend_from_slice(br#"","title":"#);
     json::string(&mut out, fault.reason.title().as_bytes());
     out.extend_from_slice(br#","status":"#);
-    out.extend_from_slice(fault.reason.status().as_str().as_bytes());
+    out.extend_from_slice(fault.status().as_str().as_bytes());
     if !fault.detail.is_empty() {
         out.extend_from_slice(br#","detail":"#);
         json::string(&mut out, fault.detail.as_bytes());
@@ -144,6 +146,24 @@ fn problem_json(fault: &Fault, request_id: &[u8]) -> Vec<u8> {
     if !fault.by.is_empty() {
         out.extend_from_slice(br#","filter":"#);
         json::string(&mut out, fault.by.as_bytes());
+    }
+    if let Some(tried) = &fault.tried {
+        let mut next: &[u8] = br#","tried":["#;
+        for one in tried {
+            out.extend_from_slice(next);
+            next = b",";
+            out.extend_from_slice(br#"{"identity":"#);
+            json::string(&mut out, one.identity.as_bytes());
+            out.extend_from_slice(br#","outcome":""#);
+            out.extend_from_slice(one.outcome.as_bytes());
+            out.push(b'"');
+            if !one.why.is_empty() {
+                out.extend_from_slice(br#","why":"#);
+                json::string(&mut out, one.why.as_bytes());
+            }
+            out.push(b'}');
+        }
+        out.extend_from_slice(if tried.is_empty() { b"" } else { b"]" });
     }
     out.extend_from_slice(b"}\n");
     out
@@ -212,7 +232,7 @@ fn grpc_message(fault: &Fault) -> Vec<u8> {
 /// Status code of the gRPC answer: the reason's own meaning where gRPC has a word for it, else what
 /// the "HTTP to gRPC Status Code Mapping" document gives for the HTTP status.
 #[must_use]
-pub const fn grpc_status(reason: Reason) -> u16 {
+pub fn grpc_status(fault: &Fault) -> u16 {
     const CANCELLED: u16 = 1;
     const DEADLINE_EXCEEDED: u16 = 4;
     const PERMISSION_DENIED: u16 = 7;
@@ -221,6 +241,10 @@ pub const fn grpc_status(reason: Reason) -> u16 {
     const INTERNAL: u16 = 13;
     const UNAVAILABLE: u16 = 14;
     const UNAUTHENTICATED: u16 = 16;
+    if let Some(status) = fault.grpc {
+        return status;
+    }
+    let reason = fault.reason;
     match reason {
         Reason::ClientGone => CANCELLED,
         // gRPC servers answer an oversized message with this; retrying the same call cannot help.
@@ -228,7 +252,7 @@ pub const fn grpc_status(reason: Reason) -> u16 {
         Reason::HeadTimeout | Reason::BodyTimeout => DEADLINE_EXCEEDED,
         // Unlike the other timeouts this one proves that the call never ran.
         Reason::ConnectTimeout => UNAVAILABLE,
-        _ => match reason.status() {
+        _ => match fault.status() {
             StatusCode::UNAUTHORIZED => UNAUTHENTICATED,
             StatusCode::FORBIDDEN => PERMISSION_DENIED,
             StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => UNIMPLEMENTED,
@@ -250,7 +274,7 @@ pub fn render_h1(fault: &Fault, request_id: &[u8]) -> Bytes {
     let mut headers = HeaderMap::with_capacity(8);
     headers.insert(CONTENT_TYPE, PROBLEM);
     common(&mut headers, fault);
-    let status = fault.reason.status();
+    let status = fault.status();
     let mut out = Vec::with_capacity(384 + body.len());
     out.extend_from_slice(b"HTTP/1.1 ");
     out.extend_from_slice(status.as_str().as_bytes());
@@ -353,7 +377,7 @@ mod tests {
             (Reason::ClientGone, 1),
         ];
         for (reason, code) in table {
-            assert_eq!(grpc_status(reason), code, "{reason}");
+            assert_eq!(grpc_status(&Fault::new(reason)), code, "{reason}");
         }
     }
 
@@ -370,6 +394,19 @@ mod tests {
         for no in ["application/grpcx", "application/json", "text/application/grpc"] {
             assert!(!is_grpc(&HeaderValue::from_static(no)), "{no}");
         }
+    }
+
+    #[test]
+    fn a_filter_may_choose_the_status() {
+        let fault = Fault::new(Reason::Injected).answer(StatusCode::IM_A_TEAPOT).grpc_status(8);
+        let (parts, body) = read(response(&fault, &asked(b"id")));
+        assert_eq!(parts.status, StatusCode::IM_A_TEAPOT);
+        assert_eq!(serde_json::from_slice::<Value>(&body).expect("JSON")["status"], 418);
+        let grpc = HeaderValue::from_static("application/grpc");
+        let (parts, _) = read(response(&fault, &Asked { grpc: Some(&grpc), ..asked(b"id") }));
+        assert_eq!((parts.status, &parts.headers["grpc-status"]), (StatusCode::OK, &HeaderValue::from_static("8")));
+        let fault = Fault::new(Reason::Injected).answer(StatusCode::FORBIDDEN);
+        assert_eq!(grpc_status(&fault), 7, "the status that was chosen is the one that is mapped");
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
@@ -15,13 +16,13 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::admin::Admin;
-use crate::config::plan::{Bind, Plan};
-use crate::config::{self, Report, Source};
+use crate::config::plan::{self, Bind, Plan};
+use crate::config::{self, Files, Report, Source};
 use crate::edge::listener::ListenerSet;
 use crate::observe::log::Log;
 use crate::observe::metrics::EngineMetrics;
 use crate::proxy::session::Sessions;
-use crate::runtime::{Control, Signal, Signals, Workers, cores};
+use crate::runtime::{Control, Signal, Signals, Workers, cores, purge};
 use crate::snapshot::Snapshot;
 use crate::snapshot::cell::Cell;
 use crate::snapshot::compile::{Compiler, compile};
@@ -29,7 +30,7 @@ use crate::snapshot::estate::{Estate, Staging};
 
 mod facts;
 
-/// How often retired snapshots and idle upstream connections are looked at.
+/// How often retired snapshots, idle upstream connections and the files of upstream TLS are looked at.
 const SWEEP: Duration = Duration::from_secs(5);
 
 /// Why a hop could not start.
@@ -69,15 +70,35 @@ pub struct Shared {
     log: Log,
     control: tokio::runtime::Handle,
     generation: AtomicU64,
-    /// The running plan. Contended by reloads and admin views only.
-    plan: Mutex<Arc<Plan>>,
+    /// What is kept of the running plan. Contended by reloads and admin views only.
+    running: Mutex<Arc<Running>>,
     /// What was wrong with the newest config, while it is not the running one.
     rejected: Mutex<Option<Report>>,
+    /// Hash of the text that was read last, good or not. Contended by nobody: it goes with `applying`.
+    tried: Mutex<Option<u64>>,
     /// Held through a reload, so that two are served one after the other.
     applying: Mutex<()>,
     /// Contended by reloads that move it only.
     admin: Mutex<Option<Admin>>,
     stop: Notify,
+}
+
+/// What is asked of a plan once it is compiled. The plan itself goes: at thousands of routes it takes many times the
+/// memory of its text, from which all of it can be made again.
+struct Running {
+    hash: u64,
+    dir: PathBuf,
+    files: Files,
+    admin: plan::Admin,
+    lifecycle: plan::Lifecycle,
+    workers: Option<usize>,
+}
+
+impl From<Plan> for Running {
+    fn from(plan: Plan) -> Self {
+        let Plan { hash, dir, files, admin, lifecycle, workers, .. } = plan;
+        Self { hash, dir, files, admin, lifecycle, workers }
+    }
 }
 
 impl Hop {
@@ -99,7 +120,7 @@ impl Hop {
         let reloaded = running.clone();
         let watching = config::watch(sources.clone(), move || {
             if let Some(shared) = reloaded.get().and_then(Weak::upgrade) {
-                let _ = shared.reload();
+                shared.files_changed();
             }
         });
         let plan = config::load(&sources, entries)?;
@@ -125,6 +146,9 @@ impl Hop {
             }
             None => Log::new(&plan.telemetry.log, std::io::sink, false).map_err(std::io::Error::other)?.0,
         };
+        for warning in &plan.warnings {
+            tracing::warn!("{warning}");
+        }
         let shared = Arc::new_cyclic(|me| Shared {
             me: me.clone(),
             entries,
@@ -137,13 +161,14 @@ impl Hop {
             log,
             control: handle.clone(),
             generation: AtomicU64::new(1),
-            plan: Mutex::new(Arc::new(plan)),
+            running: Mutex::new(Arc::new(plan.into())),
             rejected: Mutex::new(None),
+            tried: Mutex::new(None),
             applying: Mutex::new(()),
             admin: Mutex::new(None),
             stop: Notify::new(),
         });
-        shared.open_admin(&shared.plan.lock().admin)?;
+        shared.open_admin(&shared.running.lock().admin)?;
         staging.publish(&handle);
         staged.commit();
         shared.engine.generation.set(1);
@@ -151,9 +176,6 @@ impl Hop {
         let _ = running.set(Arc::downgrade(&shared));
         shared.control.spawn(watching);
         shared.housekeeping();
-        for warning in &shared.plan.lock().warnings {
-            tracing::warn!("{warning}");
-        }
         Ok(Self { shared, workers, control })
     }
 
@@ -231,7 +253,7 @@ impl Hop {
                     Signal::Terminate => break,
                 }
             }
-            let how = shared.plan.lock().lifecycle.clone();
+            let how = shared.running.lock().lifecycle.clone();
             tracing::info!(drain = ?how.drain, "draining");
             tokio::select! {
                 idle = shared.listeners.drain(&how) => idle,
@@ -248,7 +270,7 @@ impl Hop {
 
     /// Drains for at most `limit`, then ends.
     pub fn stop(self, limit: Duration) {
-        let mut how = self.shared.plan.lock().lifecycle.clone();
+        let mut how = self.shared.running.lock().lifecycle.clone();
         how.drain = limit;
         how.unready = Duration::ZERO;
         let listeners = self.shared.listeners.clone();
@@ -306,6 +328,28 @@ impl Shared {
     pub fn reload(&self) -> Result<u64, Report> {
         // Held while reading too: who reads last is in force last.
         let _one_at_a_time = self.applying.lock();
+        self.read_and_apply()
+    }
+
+    /// The watched files have another content than when they were last looked at. Somebody who asked for a reload, or a
+    /// signal, may have been faster: what runs already is not put in force again, what was refused is not refused twice.
+    fn files_changed(&self) {
+        let _one_at_a_time = self.applying.lock();
+        let found = config::hash_of(&self.sources);
+        if found.is_some() && found == Some(self.running.lock().hash) {
+            // Perhaps it went back to what runs after a mistake.
+            *self.rejected.lock() = None;
+            return;
+        }
+        if found.is_none() || found != *self.tried.lock() {
+            // The result is told where a reload's is told.
+            let _ = self.read_and_apply();
+        }
+    }
+
+    /// Call with `applying` held.
+    fn read_and_apply(&self) -> Result<u64, Report> {
+        *self.tried.lock() = config::hash_of(&self.sources);
         let result = config::load(&self.sources, self.entries).and_then(|plan| self.apply(plan));
         match &result {
             Ok(generation) => tracing::info!(generation, "configuration in force"),
@@ -322,7 +366,7 @@ impl Shared {
     fn apply(&self, plan: Plan) -> Result<u64, Report> {
         let _inside = self.control.enter();
         let begun = now();
-        let running = self.plan.lock().clone();
+        let running = self.running.lock().clone();
         if plan.workers != running.workers {
             tracing::warn!("runtime.workers changes with the next start");
         }
@@ -334,9 +378,8 @@ impl Shared {
             self.listeners.apply(&plan.listeners, plan.workload.as_ref()).map_err(|e| plan.files.report(vec![e]))?;
         if plan.admin != running.admin {
             self.open_admin(&plan.admin).map_err(|e| {
-                let place = plan.source.get("admin").map(|admin| admin.get("bind").unwrap_or(admin).span);
-                let span = place.unwrap_or(plan.source.span);
-                plan.files.report(vec![ConfigError::at(span, format!("admin.bind cannot be opened: {e}"))])
+                let message = format!("admin.bind cannot be opened: {e}");
+                plan.files.report(vec![ConfigError::at(plan.admin_span, message)])
             })?;
         }
         // The filter was checked with the plan.
@@ -345,7 +388,7 @@ impl Shared {
         staging.publish(&self.control);
         staged.commit();
         self.generation.store(generation, Relaxed);
-        *self.plan.lock() = Arc::new(plan);
+        *self.running.lock() = Arc::new(plan.into());
         self.engine.generation.set(i64::try_from(generation).unwrap_or(i64::MAX));
         self.engine.swaps.inc();
         self.engine.swap_duration.observe(now().since(begun));
@@ -362,13 +405,23 @@ impl Shared {
     fn housekeeping(self: &Arc<Self>) {
         self.control.spawn(ListenerSet::watch_certificates(Arc::downgrade(&self.listeners)));
         let cell = Arc::downgrade(&self.cell);
+        let metrics = self.registry.clone();
         self.control.spawn(async move {
+            let mut settled = 1;
             loop {
                 tokio::time::sleep(SWEEP).await;
                 let Some(cell) = cell.upgrade() else { return };
-                cell.sweep();
+                let held = cell.sweep();
                 let snapshot = cell.load();
-                snapshot.upstreams().for_each(|upstream| upstream.sweep(now()));
+                if held == 0 && snapshot.generation != settled {
+                    // Nobody reads an older configuration any more: what it and the reload took is free.
+                    settled = snapshot.generation;
+                    purge::now();
+                }
+                for upstream in snapshot.upstreams() {
+                    upstream.sweep(now());
+                    upstream.refresh_tls(&metrics);
+                }
             }
         });
     }
@@ -396,7 +449,7 @@ impl Shared {
 pub fn check(plan: &Plan, entries: &'static [Entry]) -> Result<(), Report> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime =
-        runtime.map_err(|e| plan.files.report(vec![ConfigError::at(plan.source.span, format!("no runtime: {e}"))]))?;
+        runtime.map_err(|e| plan.files.report(vec![ConfigError::at(plan.span, format!("no runtime: {e}"))]))?;
     let _inside = runtime.enter();
     let registry = Arc::new(Registry::default());
     let estate = Estate::default();

@@ -2,14 +2,20 @@
 //!
 //! `config_errors/cases.txt` holds one case after the other: a title after `###`, a config, and one line per expected
 //! error, `#! LINE:COLUMN | words of the message | words of the help`. Nothing else may be reported.
+//! `config_errors/filters.txt` does the same for what the filters themselves find, through the binary's `check`.
 
 #[path = "config_errors/entries.rs"]
 mod entries;
 
 use std::collections::BTreeSet;
+use std::io::Write as _;
+use std::process::{Command, Stdio};
 
 use entries::ENTRIES;
 use onehop::config::{Report, Source, load_with};
+
+const ENGINE: &str = include_str!("config_errors/cases.txt");
+const FILTERS: &str = include_str!("config_errors/filters.txt");
 
 struct Case {
     title: String,
@@ -17,9 +23,9 @@ struct Case {
     expected: Vec<(u32, u32, String, String)>,
 }
 
-fn cases() -> Vec<Case> {
+fn cases(table: &str) -> Vec<Case> {
     let mut all: Vec<Case> = Vec::new();
-    for line in include_str!("config_errors/cases.txt").lines() {
+    for line in table.lines() {
         if let Some(title) = line.strip_prefix("### ") {
             all.push(Case { title: title.to_owned(), text: String::new(), expected: Vec::new() });
             continue;
@@ -53,7 +59,7 @@ fn load(files: &[(&str, &str)]) -> Result<onehop::config::plan::Plan, Report> {
 #[test]
 fn every_mistake_is_named_where_it_stands_with_its_cure() {
     let mut wrong = String::new();
-    for case in cases() {
+    for case in cases(ENGINE) {
         let report = match load(&[("bad.yaml", &case.text)]) {
             Ok(_) => {
                 wrong += &format!("--- {}: accepted\n", case.title);
@@ -74,9 +80,44 @@ fn every_mistake_is_named_where_it_stands_with_its_cure() {
     assert!(wrong.is_empty(), "{wrong}");
 }
 
+/// What `check` prints of a config: one list of errors, as JSON.
+fn check(text: &str) -> Vec<serde_json::Value> {
+    let mut run = Command::new(env!("CARGO_BIN_EXE_onehop"))
+        .args(["check", "--format", "json", "-c", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary starts");
+    run.stdin.take().expect("piped").write_all(text.as_bytes()).expect("it reads");
+    let done = run.wait_with_output().expect("it ends");
+    let shown = [done.stdout, done.stderr].concat();
+    let report: Vec<serde_json::Value> =
+        serde_json::from_slice(&shown).unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&shown)));
+    report.into_iter().filter(|e| e["severity"] == "error").collect()
+}
+
+#[test]
+fn filters_name_their_mistakes_too() {
+    let mut wrong = String::new();
+    for case in cases(FILTERS) {
+        let errors = check(&case.text);
+        let fits = case.expected.len() == errors.len()
+            && case.expected.iter().zip(&errors).all(|((line, column, message, help), e)| {
+                (e["line"].as_u64(), e["column"].as_u64()) == (Some((*line).into()), Some((*column).into()))
+                    && e["message"].as_str().is_some_and(|m| m.contains(message))
+                    && e["help"].as_str().is_some_and(|h| h.contains(help))
+            });
+        if !fits {
+            wrong += &format!("--- {}\n{:#?}\n{errors:#?}\n", case.title, case.expected);
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong}");
+}
+
 #[test]
 fn the_table_is_long_and_its_titles_differ() {
-    let cases = cases();
+    let cases = cases(ENGINE);
     let titles: BTreeSet<&str> = cases.iter().map(|c| c.title.as_str()).collect();
     assert_eq!(titles.len(), cases.len());
     assert!(cases.len() >= 60, "{} cases", cases.len());

@@ -23,6 +23,8 @@ mod load;
 mod nginx;
 #[path = "real/otlp.rs"]
 mod otlp;
+#[path = "real/registries.rs"]
+mod registries;
 #[path = "real/tls.rs"]
 mod tls;
 #[path = "real/websocket.rs"]

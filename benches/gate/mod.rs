@@ -139,3 +139,52 @@ fn endpoint() -> SocketAddr {
     });
     address
 }
+
+/// Bytes that a route of a large configuration costs.
+pub struct PerRoute {
+    /// Once the configuration is in force.
+    pub kept: usize,
+    /// At the worst moment of the start.
+    pub start: usize,
+    /// At the worst moment of a reload, beyond what was kept before.
+    pub reload: usize,
+}
+
+/// Weighs a route: a name, a prefix, a service.
+pub fn routes() -> PerRoute {
+    const FEW: usize = 10;
+    const MANY: usize = 2_010;
+    let config = |count: usize| {
+        let mut yaml = "version: 1\nadmin: { bind: none }\nruntime: { workers: 1 }\n\
+                        listeners: { api: { bind: 127.0.0.1:0 } }\n\
+                        services: { all: { discover: { static: [\"127.0.0.1:9\"] } } }\nroutes:\n"
+            .to_owned();
+        for i in 0..count {
+            yaml += &format!("- {{ name: r{i:05}, matches: [{{ path: {{ prefix: /r/{i:05} }} }}], to: all }}\n");
+        }
+        yaml
+    };
+    let weigh = |count: usize| {
+        let text = |yaml: &str| {
+            let dir = std::env::current_dir().expect("a working directory");
+            vec![Source::Text { name: "gate.yaml".to_owned(), text: yaml.to_owned(), dir }]
+        };
+        let (yaml, other) = (config(count), config(count) + "- { name: last, to: all }\n");
+        let (yaml, other) = (text(&yaml), text(&other));
+        let before = counting::live();
+        counting::from_here();
+        let hop =
+            Hop::start(yaml, onehop_filters::BUILTIN).unwrap_or_else(|e| panic!("the configuration is good: {e}"));
+        let (kept, start) = (counting::live() - before, counting::peak() - before);
+        counting::from_here();
+        hop.apply(&other).unwrap_or_else(|e| panic!("the configuration is good: {e}"));
+        let reload = counting::peak() - before - kept;
+        hop.stop(std::time::Duration::from_secs(1));
+        [kept, start, reload]
+    };
+    // What is made once per process is made by now.
+    weigh(FEW);
+    let (few, many) = (weigh(FEW), weigh(MANY));
+    let [kept, start, reload] = std::array::from_fn(|i| many[i].saturating_sub(few[i]) / (MANY - FEW));
+    PerRoute { kept, start, reload }
+}

@@ -15,11 +15,11 @@ use parking_lot::Mutex;
 use crate::contract::call::Answering;
 use crate::contract::entry::{Build, Directory, Keeper};
 use crate::contract::metrics::Registry;
-use crate::contract::principal::User;
+use crate::contract::principal::{Consumer, User};
 use crate::contract::request::{Conn, RequestCx, RouteInfo, Trace};
 use crate::contract::section::{Key, Node, Span, Value};
 use crate::contract::trail::Trail;
-use crate::contract::{Body, Call, Fault, Moment, Reason, Scratch, ServiceId, Services, Step, Verdict, now};
+use crate::contract::{Body, Call, Fault, Held, Moment, Reason, Scratch, ServiceId, Services, Step, Verdict, now};
 
 /// No service can be called.
 struct Nobody;
@@ -27,6 +27,34 @@ struct Nobody;
 impl Services for Nobody {
     fn call(self: Arc<Self>, _: ServiceId, _: Call) -> Answering {
         Box::pin(async { Err(Box::new(Fault::new(Reason::NoEndpoint))) })
+    }
+}
+
+/// Services that are a function.
+struct Played<F>(F);
+
+impl<F: Fn(ServiceId, Call) -> Answering + Send + Sync> Services for Played<F> {
+    fn call(self: Arc<Self>, service: ServiceId, call: Call) -> Answering {
+        (self.0)(service, call)
+    }
+}
+
+/// Services that answer what `play` makes of a call.
+pub fn services(play: impl Fn(ServiceId, Call) -> Answering + Send + Sync + 'static) -> Arc<dyn Services> {
+    Arc::new(Played(play))
+}
+
+/// A directory of services by these names.
+pub fn directory(services: &[&str]) -> Directory {
+    let services = services.iter().zip(0..).map(|(name, n)| ((*name).to_owned(), ServiceId(n))).collect();
+    Directory { services, ..Directory::default() }
+}
+
+/// What a step decides, in the end.
+pub async fn settled(step: Step<'_>) -> Verdict {
+    match step {
+        Step::Done(verdict) => verdict,
+        Step::Wait(later) => later.await,
     }
 }
 
@@ -53,7 +81,7 @@ pub fn request(method: &str, target: &str) -> RequestCx {
         body: Body::Empty,
         client_ip: IpAddr::V4(Ipv4Addr::new(192, 0, 2, 7)),
         request_id: HeaderValue::from_static("rid-1"),
-        route: Arc::new(RouteInfo { name: "orders".into(), upgrades: Vec::new() }),
+        route: Arc::new(RouteInfo { name: "orders".into(), upgrades: Vec::new(), to: vec![(ServiceId(0), 1)] }),
         covered: 0,
         user: None,
         consumer: None,
@@ -79,6 +107,19 @@ pub fn user(claims: serde_json::Value) -> Arc<User> {
         claims,
         expires: now() + Duration::from_secs(60),
     })
+}
+
+/// Consumers that hold these sections under `key`.
+pub fn holding(key: &str, sections: serde_json::Value) -> Directory {
+    let mut directory = Directory::default();
+    let serde_json::Value::Object(sections) = sections else { panic!("a section for each consumer") };
+    for (name, json) in sections {
+        let consumer = Consumer { name: name.as_str().into(), plan: None, scopes: Vec::new() };
+        directory.consumers.insert(name.clone(), Arc::new(consumer));
+        let held = Held { owner: name, section: section(json) };
+        directory.held.entry(key.to_owned()).or_default().push(held);
+    }
+    directory
 }
 
 /// A section as the engine would hand it over. Lines count list items and keys, so that places can be told apart.

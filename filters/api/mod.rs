@@ -2,8 +2,23 @@
 
 pub mod api_key;
 pub mod auth;
+pub mod basic;
+mod bearer;
+pub mod cache;
 pub mod cors;
+pub mod csrf;
+pub mod error_pages;
+pub mod ext_auth;
+pub mod fault;
+pub mod idempotency;
+pub use bearer::CLIENT_IDS;
+pub mod introspection;
+pub mod ip_rules;
+pub mod jose;
 pub mod jwt;
+pub mod maintenance;
+pub mod mirror;
+pub mod mtls;
 pub mod quota;
 pub mod transform;
 
@@ -17,10 +32,15 @@ mod tests {
 
     #[test]
     fn every_entry_is_complete() {
-        let ours = |e: &&Entry| matches!(e.role, Role::Api { .. } | Role::Identity(_));
+        let ours = |e: &&Entry| matches!(e.role, Role::Api { .. } | Role::Identity(_) | Role::Credential(_));
         for (at, entry) in BUILTIN.iter().filter(ours).enumerate() {
             assert!(!BUILTIN.iter().filter(ours).take(at).any(|e| e.name == entry.name), "{} stands twice", entry.name);
-            assert!(entry.readme.starts_with(&format!("# {}", entry.name)), "{}: README", entry.name);
+            // What consumers hold is explained with the identity that reads it.
+            let title = match entry.role {
+                Role::Credential(_) => format!("`{}`", entry.name),
+                _ => format!("# {}", entry.name),
+            };
+            assert!(entry.readme.contains(&title), "{}: README", entry.name);
             assert!(entry.example.contains(&format!("{}:", entry.name)), "{}: the example shows its key", entry.name);
             let schema = (entry.schema)(&mut schemars::SchemaGenerator::default());
             assert!(schema.as_value().is_object(), "{}: schema", entry.name);

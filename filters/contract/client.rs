@@ -10,6 +10,7 @@ use bytes::Bytes;
 use http::header::{ACCEPT, HOST, USER_AGENT};
 use http::{HeaderValue, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
@@ -110,17 +111,39 @@ impl Remote {
     ///
     /// # Errors
     /// A sentence for the log.
-    pub async fn call(&self, mut request: Request<Bytes>, bounds: Bounds) -> Result<Response<Bytes>, String> {
+    pub async fn call(&self, request: Request<Bytes>, bounds: Bounds) -> Result<Response<Bytes>, String> {
+        let request = self.addressed(request)?;
+        match tokio::time::timeout(bounds.timeout, self.exchange(request, bounds)).await {
+            Ok(result) => result,
+            Err(_) => Err(format!("no answer within {:?}", bounds.timeout)),
+        }
+    }
+
+    /// Sends a request and gives the answer as it comes: for streams that last. Always on a connection of its own, which
+    /// ends with the body. `patience`: for connect, handshake and the answer's head.
+    ///
+    /// # Errors
+    /// A sentence for the log.
+    pub async fn open(&self, request: Request<Bytes>, patience: Duration) -> Result<Response<Incoming>, String> {
+        let request = self.addressed(request)?.map(Full::new);
+        let asked = async {
+            let mut sender = self.connect().await?;
+            sender.send_request(request).await.map_err(|e| format!("HTTP: {e}"))
+        };
+        match tokio::time::timeout(patience, asked).await {
+            Ok(result) => result,
+            Err(_) => Err(format!("no answer within {patience:?}")),
+        }
+    }
+
+    fn addressed(&self, mut request: Request<Bytes>) -> Result<Request<Bytes>, String> {
         let headers = request.headers_mut();
         if !headers.contains_key(HOST) {
             let authority = self.uri.authority().map_or("", |a| a.as_str());
             headers.insert(HOST, HeaderValue::try_from(authority).map_err(|e| format!("host: {e}"))?);
         }
         headers.entry(USER_AGENT).or_insert(HeaderValue::from_static("onehop"));
-        match tokio::time::timeout(bounds.timeout, self.exchange(request, bounds)).await {
-            Ok(result) => result,
-            Err(_) => Err(format!("no answer within {:?}", bounds.timeout)),
-        }
+        Ok(request)
     }
 
     async fn exchange(&self, request: Request<Bytes>, bounds: Bounds) -> Result<Response<Bytes>, String> {
@@ -144,7 +167,7 @@ impl Remote {
     async fn read(
         &self,
         sender: SendRequest<Full<Bytes>>,
-        response: Response<hyper::body::Incoming>,
+        response: Response<Incoming>,
         limit: usize,
     ) -> Result<Response<Bytes>, String> {
         let (parts, body) = response.into_parts();

@@ -45,6 +45,10 @@ pub enum Role {
     },
     /// A kind of credential, a key under `identities.NAME`.
     Identity(fn(&Node, &mut Build<'_>) -> Result<Arc<dyn Authenticator>, ConfigError>),
+    /// What consumers hold for a kind of identity, a key under `consumers.NAME`. Judges the sections of all consumers
+    /// together, whether or not an identity reads them; identities find them in [`Directory::held`]. The path is the
+    /// folder that relative paths start in.
+    Credential(fn(&[Held], &Path) -> Vec<ConfigError>),
     /// A kind of discovery, a key under `services.NAME.discover`.
     Discover(fn(&Node, &mut Build<'_>) -> Result<Arc<dyn Discover>, ConfigError>),
     /// A balancing policy, a value of `services.NAME.loadBalancer.policy`; reads the whole `loadBalancer` section.
@@ -121,10 +125,27 @@ pub struct Directory {
     pub plans: BTreeMap<String, Arc<Plan>>,
     /// `consumers`.
     pub consumers: BTreeMap<String, Arc<Consumer>>,
-    /// `consumers.NAME.apiKeys`: SHA-256 of the key to its owner.
-    pub api_keys: BTreeMap<[u8; 32], Arc<Consumer>>,
+    /// Credentials of consumers, by the key under `consumers.NAME`. Only there while identities are built.
+    pub held: BTreeMap<String, Vec<Held>>,
     /// `services`.
     pub services: BTreeMap<String, ServiceId>,
+}
+
+impl Directory {
+    /// What consumers hold under this key, in the order of their names.
+    #[must_use]
+    pub fn held(&self, key: &str) -> &[Held] {
+        self.held.get(key).map_or(&[], Vec::as_slice)
+    }
+}
+
+/// What one consumer holds for one kind of identity.
+#[derive(Clone, Debug)]
+pub struct Held {
+    /// Name of the consumer.
+    pub owner: String,
+    /// Its section.
+    pub section: Node,
 }
 
 /// What building a filter may use.

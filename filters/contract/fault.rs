@@ -69,15 +69,23 @@ reasons! {
     BodyTimeout         "body-timeout"         REQUEST_TIMEOUT Client "http_request_error" "The request body stopped arriving.";
     ExpectationFailed   "expectation-failed"   EXPECTATION_FAILED Client "http_request_error" "Only 100-continue can be expected.";
     MethodRefused       "method-refused"       METHOD_NOT_ALLOWED Client "http_request_denied" "This method is not served here.";
+    KeyMissing          "key-missing"          BAD_REQUEST Client "http_request_error" "An Idempotency-Key is required.";
+    KeyInUse            "key-in-use"           CONFLICT Client "http_request_denied" "A request with this Idempotency-Key was made before.";
+    KeyMismatch         "key-mismatch"         UNPROCESSABLE_ENTITY Client "http_request_denied" "The Idempotency-Key belongs to another request.";
     UpgradeRefused      "upgrade-refused"      FORBIDDEN Client "http_upgrade_failed" "The route does not allow this upgrade.";
     Misdirected         "misdirected"          MISDIRECTED_REQUEST Client "http_request_denied" "This host is not served on this connection.";
     NoRoute             "no-route"             NOT_FOUND Client "destination_not_found" "No route matches the request.";
     Unauthenticated     "unauthenticated"      UNAUTHORIZED Client "http_request_denied" "Valid credentials are required.";
+    LoginFailed         "login-failed"         BAD_REQUEST Client "http_request_denied" "The login could not be completed.";
     Forbidden           "forbidden"            FORBIDDEN Client "http_request_denied" "The caller may not do this.";
+    CrossSite           "cross-site"           FORBIDDEN Client "http_request_denied" "The request comes from a page of another site.";
     OverQuota           "over-quota"           TOO_MANY_REQUESTS Client "http_request_denied" "The quota is used up.";
     UnknownHost         "unknown-host"         BAD_GATEWAY Proxy "destination_not_found" "The mesh knows no service of this name.";
     LoopDetected        "loop-detected"        LOOP_DETECTED Proxy "proxy_loop_detected" "The request came back to this proxy.";
     Overloaded          "overloaded"           SERVICE_UNAVAILABLE Proxy "connection_limit_reached" "The proxy is at its limit.";
+    Shed                "shed"                 SERVICE_UNAVAILABLE Proxy "connection_limit_reached" "The proxy is short of room and serves more important requests first.";
+    Maintenance         "maintenance"          SERVICE_UNAVAILABLE Proxy "proxy_internal_response" "The route is being worked on.";
+    Injected            "injected"             SERVICE_UNAVAILABLE Proxy "proxy_internal_response" "This failure was injected on purpose.";
     Draining            "draining"             SERVICE_UNAVAILABLE Proxy "proxy_internal_response" "The proxy is shutting down.";
     NoEndpoint          "no-endpoint"          SERVICE_UNAVAILABLE Proxy "destination_unavailable" "The service has no endpoint.";
     NoHealthyEndpoint   "no-healthy-endpoint"  SERVICE_UNAVAILABLE Proxy "destination_unavailable" "The service has no healthy endpoint.";
@@ -85,6 +93,7 @@ reasons! {
     PendingOverflow     "pending-overflow"     SERVICE_UNAVAILABLE Proxy "connection_limit_reached" "Too many requests wait for the service.";
     PendingTimeout      "pending-timeout"      SERVICE_UNAVAILABLE Proxy "connection_limit_reached" "The request waited too long for the service.";
     IdentityUnavailable "identity-unavailable" SERVICE_UNAVAILABLE Proxy "proxy_internal_error" "The keys to check credentials are not available.";
+    AuthorizationUnavailable "authorization-unavailable" SERVICE_UNAVAILABLE Proxy "proxy_internal_error" "Who decides about the request could not be asked.";
     NoWeight            "no-weight"            INTERNAL_SERVER_ERROR Proxy "proxy_configuration_error" "Every service of the route has weight 0.";
     FilterFailed        "filter-failed"        INTERNAL_SERVER_ERROR Proxy "proxy_internal_error" "A filter could not decide.";
     Internal            "internal"             INTERNAL_SERVER_ERROR Proxy "proxy_internal_error" "The proxy failed.";
@@ -121,18 +130,38 @@ pub struct Fault {
     pub headers: Option<Box<http::HeaderMap>>,
     /// The filter or room that decided, for `Proxy-Status` and the log.
     pub by: &'static str,
+    /// Which identities were asked and why none opened a way: the problem's `tried`. `None` costs nothing.
+    pub tried: Option<Box<[Attempted]>>,
+    /// Status of the answer, where a filter's config says another than the reason's own.
+    pub status: Option<StatusCode>,
+    /// `grpc-status` of the answer to a gRPC call, where it is another than the reason's own.
+    pub grpc: Option<u16>,
+}
+
+/// What became of one identity, as the problem's `tried` lists it (RFC 9457 section 3.2, extension members).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attempted {
+    /// Its name in the configuration.
+    pub identity: Box<str>,
+    /// `accepted`, `absent`, `refused`, `unavailable` or `unasked`.
+    pub outcome: &'static str,
+    /// Why, in a sentence without secrets, or empty.
+    pub why: &'static str,
 }
 
 impl Fault {
+    const fn made(reason: Reason, proof: Proof) -> Self {
+        Self { reason, proof, detail: Cow::Borrowed(""), headers: None, by: "", tried: None, status: None, grpc: None }
+    }
     /// A failure whose request may have run (irrelevant for faults found before any try).
     #[must_use]
     pub const fn new(reason: Reason) -> Self {
-        Self { reason, proof: Proof::MayHaveRun, detail: Cow::Borrowed(""), headers: None, by: "" }
+        Self::made(reason, Proof::MayHaveRun)
     }
     /// A failed try that provably did not run the request.
     #[must_use]
     pub const fn never_ran(reason: Reason) -> Self {
-        Self { reason, proof: Proof::NeverRan, detail: Cow::Borrowed(""), headers: None, by: "" }
+        Self::made(reason, Proof::NeverRan)
     }
     /// Says more, for people.
     #[must_use]
@@ -145,6 +174,29 @@ impl Fault {
     pub const fn by(mut self, by: &'static str) -> Self {
         self.by = by;
         self
+    }
+    /// Lists the identities that were asked.
+    #[must_use]
+    pub fn tried(mut self, tried: Vec<Attempted>) -> Self {
+        self.tried = Some(tried.into());
+        self
+    }
+    /// Answers with another status than the reason's own.
+    #[must_use]
+    pub const fn answer(mut self, status: StatusCode) -> Self {
+        self.status = Some(status);
+        self
+    }
+    /// Answers gRPC calls with another status than the reason's own.
+    #[must_use]
+    pub const fn grpc_status(mut self, status: u16) -> Self {
+        self.grpc = Some(status);
+        self
+    }
+    /// Status of the answer.
+    #[must_use]
+    pub fn status(&self) -> StatusCode {
+        self.status.unwrap_or_else(|| self.reason.status())
     }
     /// Adds a response field.
     #[must_use]

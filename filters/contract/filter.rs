@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 
 use super::fault::Fault;
 use super::request::{RequestCx, ResponseCx};
@@ -19,6 +20,20 @@ pub trait Filter: Send + Sync + 'static {
     fn needs(&self) -> Needs {
         Needs::default()
     }
+    /// The identities it asks; read once, when compiled. The paths that are an identity's own get a route wherever the
+    /// filter's route is, and a route that matches on claims is chosen by what these identities say.
+    fn asks(&self) -> Asks<'_> {
+        Asks::default()
+    }
+}
+
+/// Identities that a filter asks.
+#[derive(Clone, Copy, Default)]
+pub struct Asks<'a> {
+    /// In the order they are asked.
+    pub identities: &'a [Arc<dyn Authenticator>],
+    /// Whether a request passes that none of them knows.
+    pub optional: bool,
 }
 
 /// What a filter asks of the engine.
@@ -71,9 +86,19 @@ pub trait Authenticator: Send + Sync + 'static {
     fn claims_headers(&self) -> &[http::HeaderName] {
         &[]
     }
-    /// An answer in place of 401 for a caller that nobody knows: the way to a login page. Asked once no identity of the
-    /// route has accepted the request.
-    fn invite(&self, rq: &mut RequestCx) -> Option<http::Response<super::Body>> {
+    /// Name of a cookie that is this authenticator's alone, with those that begin with it and a dot: they never go
+    /// upstream, on no route.
+    fn cookie(&self) -> Option<&str> {
+        None
+    }
+    /// Paths that it answers by itself, exactly as written: the end of a login, a logout. They get a route on every
+    /// listener and host where a route asks this identity.
+    fn paths(&self) -> &[Box<str>] {
+        &[]
+    }
+    /// An answer in place of 401 for a caller that nobody knows: the way to a login page, or why there is none now.
+    /// Asked once no identity of the route has accepted the request.
+    fn invite(&self, rq: &mut RequestCx) -> Option<Result<http::Response<super::Body>, Fault>> {
         let _ = rq;
         None
     }

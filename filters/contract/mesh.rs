@@ -1,5 +1,6 @@
 //! Mesh roles: attempt scope, once per try. Typed, so that a service without a balancer cannot be built.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -8,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use http::HeaderMap;
 
 use super::clock::Moment;
@@ -44,6 +46,8 @@ pub struct Endpoint {
     pub priority: u32,
     /// Balancing weight; 0 = drained. May change in place.
     pub weight: AtomicU32,
+    /// See [`Endpoint::labels`].
+    labels: ArcSwap<Labels>,
     /// What was learned.
     pub state: EndpointState,
 }
@@ -97,7 +101,21 @@ impl Endpoint {
     /// A new endpoint nothing is known about.
     #[must_use]
     pub fn new(id: u64, address: Address, zone: Arc<str>, priority: u32, weight: u32) -> Self {
-        Self { id, address, zone, priority, weight: AtomicU32::new(weight), state: EndpointState::default() }
+        let labels = ArcSwap::default();
+        Self { id, address, zone, priority, weight: AtomicU32::new(weight), labels, state: EndpointState::default() }
+    }
+    /// What its source says of it. Changes in place; a policy that looks at it does so when it indexes the set.
+    #[must_use]
+    pub fn labels(&self) -> Labels {
+        Labels::clone(&self.labels.load())
+    }
+    /// Takes what its source says now; true if that is something else.
+    pub fn relabel(&self, labels: &Labels) -> bool {
+        let changed = **self.labels.load() != *labels;
+        if changed {
+            self.labels.store(Arc::new(labels.clone()));
+        }
+        changed
     }
     /// Whether a try may go there now: neither drained, ejected nor found unhealthy. A half-open endpoint is available
     /// until its one probe is taken.
@@ -147,6 +165,40 @@ pub struct Found {
     pub zone: Arc<str>,
     /// Failover tier.
     pub priority: u32,
+    /// What else the source says of it.
+    pub labels: Labels,
+}
+
+impl Found {
+    /// An endpoint of which nothing but its address is known.
+    #[must_use]
+    pub fn at(address: Address) -> Self {
+        Self { address, weight: 1, zone: "".into(), priority: 0, labels: Labels::default() }
+    }
+}
+
+/// Names and values that a source attaches to an endpoint (tags, metadata, labels): what subsets are made of. None cost
+/// no allocation.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Labels(Option<Arc<BTreeMap<Box<str>, Box<str>>>>);
+
+impl Labels {
+    /// The value of a name.
+    #[must_use]
+    pub fn find(&self, name: &str) -> Option<&str> {
+        self.0.as_ref()?.get(name).map(|value| &**value)
+    }
+    /// All of them, in the order of their names.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().flat_map(|all| all.iter()).map(|(name, value)| (&**name, &**value))
+    }
+}
+
+impl<N: Into<Box<str>>, V: Into<Box<str>>> FromIterator<(N, V)> for Labels {
+    fn from_iter<I: IntoIterator<Item = (N, V)>>(pairs: I) -> Self {
+        let all: BTreeMap<_, _> = pairs.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
+        Self((!all.is_empty()).then(|| Arc::new(all)))
+    }
 }
 
 /// Finds the endpoints of a service. Runs on the control thread.

@@ -63,21 +63,29 @@ impl Place {
             Self::Header(name) => {
                 rq.headers.remove(name);
             }
-            Self::Cookie(name) => {
-                let kept: Vec<Vec<u8>> = rq.headers.get_all(COOKIE).iter().map(|line| keep(line, name)).collect();
-                rq.headers.remove(COOKIE);
-                for line in kept.into_iter().filter(|l| !l.is_empty()) {
-                    if let Ok(line) = HeaderValue::from_bytes(&line) {
-                        rq.headers.append(COOKIE, line);
-                    }
-                }
-            }
+            Self::Cookie(name) => strip_cookies(rq, |cookie| cookie == name.as_bytes()),
             Self::Query(name) => {
                 let kept: Vec<&str> = parameters(rq).filter(|p| !is_named(p, name)).collect();
                 let target =
                     if kept.is_empty() { rq.path().to_owned() } else { format!("{}?{}", rq.path(), kept.join("&")) };
                 rq.target = PathAndQuery::try_from(target).expect("parts of a valid target are a valid target");
             }
+        }
+    }
+}
+
+/// Removes a cookie and those whose names go on with a dot behind its name: the parts of a long one, and its helpers.
+pub fn strip_cookie_family(rq: &mut RequestCx, name: &str) {
+    let rest = |cookie: &[u8]| cookie.strip_prefix(name.as_bytes()).map(|rest| rest.is_empty() || rest[0] == b'.');
+    strip_cookies(rq, |cookie| rest(cookie) == Some(true));
+}
+
+fn strip_cookies(rq: &mut RequestCx, is_ours: impl Fn(&[u8]) -> bool) {
+    let kept: Vec<Vec<u8>> = rq.headers.get_all(COOKIE).iter().map(|line| keep(line, &is_ours)).collect();
+    rq.headers.remove(COOKIE);
+    for line in kept.into_iter().filter(|l| !l.is_empty()) {
+        if let Ok(line) = HeaderValue::from_bytes(&line) {
+            rq.headers.append(COOKIE, line);
         }
     }
 }
@@ -92,10 +100,10 @@ fn cookies(rq: &RequestCx) -> impl Iterator<Item = (&str, Option<&str>)> {
     })
 }
 
-fn keep(line: &HeaderValue, name: &str) -> Vec<u8> {
+fn keep(line: &HeaderValue, is_ours: &impl Fn(&[u8]) -> bool) -> Vec<u8> {
     let is_ours = |pair: &[u8]| {
         let end = pair.iter().position(|b| *b == b'=').unwrap_or(pair.len());
-        pair[..end].trim_ascii() == name.as_bytes()
+        is_ours(pair[..end].trim_ascii())
     };
     let kept: Vec<&[u8]> =
         line.as_bytes().split(|b| *b == b';').map(<[u8]>::trim_ascii).filter(|p| !is_ours(p)).collect();
@@ -136,6 +144,10 @@ mod tests {
         cookie.strip(&mut rq);
         let left: Vec<_> = rq.headers.get_all(COOKIE).iter().collect();
         assert_eq!(left, ["a=1; b=2", "c=3"]);
+
+        rq.headers.insert(COOKIE, HeaderValue::from_static("sid=1; sid.0=2; sid.login.x=3; side=4"));
+        strip_cookie_family(&mut rq, "sid");
+        assert_eq!(rq.headers[COOKIE], "side=4");
 
         let header = Place::Header(HeaderName::from_static("x-api-key"));
         rq.headers.append("x-api-key", HeaderValue::from_static("k"));

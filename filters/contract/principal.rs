@@ -64,10 +64,14 @@ pub enum Priority {
 }
 
 /// Which program calls: the peer of a mutual TLS connection.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct Workload {
     /// SPIFFE id if the certificate has exactly one, else its first DNS name, else its subject.
     pub id: Arc<str>,
     /// Every subject alternative name (URI and DNS), as text.
     pub names: Vec<Arc<str>>,
+    /// Distinguished name, empty if the certificate has none.
+    pub subject: Arc<str>,
+    /// SHA-256 of the certificate.
+    pub thumbprint: [u8; 32],
 }

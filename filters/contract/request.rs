@@ -8,7 +8,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
 use smallvec::SmallVec;
 
 use super::body::Body;
-use super::call::Services;
+use super::call::{ServiceId, Services};
 use super::clock::Moment;
 use super::principal::{Consumer, User, Workload};
 use super::scratch::Scratch;
@@ -53,6 +53,8 @@ pub struct RouteInfo {
     pub name: Arc<str>,
     /// Whether the route may speak these upgrades, lower-case.
     pub upgrades: Vec<Arc<str>>,
+    /// The services it calls and their weights; empty where it answers by itself.
+    pub to: Vec<(ServiceId, u32)>,
 }
 
 /// W3C trace context of this request.

@@ -2,6 +2,15 @@
 
 use std::any::Any;
 
+/// Left by the engine for filters on the way out: the request failed, and this is how.
+#[derive(Clone, Copy, Debug)]
+pub struct Failure {
+    /// Why.
+    pub reason: super::Reason,
+    /// Whether an endpoint may have run the request all the same.
+    pub may_have_run: bool,
+}
+
 /// Private notes of filters on one request, found by their type: a filter keeps what it noted in a type of its own, so
 /// no other can read or replace it. Empty costs no allocation.
 #[derive(Default)]

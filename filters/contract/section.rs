@@ -417,10 +417,7 @@ pub struct Spot<T> {
 impl<'de, T: DeserializeOwned> de::Deserialize<'de> for Spot<T> {
     fn deserialize<D: de::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
         let node = Node::deserialize(d)?;
-        node.read().map(|value| Self { span: node.span, value }).map_err(|e| {
-            PARKING.set(Some(e));
-            de::Error::custom(PARKED)
-        })
+        node.read().map(|value| Self { span: node.span, value }).map_err(parked)
     }
 }
 
@@ -453,6 +450,12 @@ impl<T: schemars::JsonSchema> schemars::JsonSchema for Spot<T> {
     fn json_schema(g: &mut schemars::SchemaGenerator) -> schemars::Schema {
         g.subschema_for::<T>()
     }
+}
+
+/// An error that keeps its place through serde, which carries text only: for a type that reads a [`Node`] by its form.
+pub fn parked<E: de::Error>(error: ConfigError) -> E {
+    PARKING.set(Some(error));
+    E::custom(PARKED)
 }
 
 /// Message of an error whose real form waits in [`PARKING`].

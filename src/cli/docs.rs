@@ -47,6 +47,7 @@ const fn place(role: &Role) -> &'static str {
     match role {
         Role::Api { .. } => "routes[]",
         Role::Identity(_) => "identities.NAME",
+        Role::Credential(_) => "consumers.NAME",
         Role::Discover(_) => "services.NAME.discover",
         Role::Balance(_) => "loadBalancer.policy",
         Role::Gate(_) | Role::Retry(_) | Role::Check(_) => "services.NAME",

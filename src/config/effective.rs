@@ -4,13 +4,16 @@
 //! added from the same raw types and schemas that reading uses, and marked. Secrets are replaced; a text with a replaced
 //! secret is refused by the reader until the secret is put back.
 
+use std::path::Path;
+
 use onehop_filters::contract::section::{Key, Value as Tree};
 use onehop_filters::contract::units::REDACTED;
 use onehop_filters::contract::{Entry, Node, Role};
 use serde_json::{Map, Value};
 
-use super::load::SECTIONS;
+use super::load::{self, SECTIONS};
 use super::plan::Plan;
+use super::report::Files;
 use super::schema::of_entry;
 use super::{env, lower, text};
 
@@ -18,13 +21,19 @@ use super::{env, lower, text};
 #[must_use]
 pub fn effective(plan: &Plan, entries: &[Entry]) -> String {
     let mut out = String::new();
-    block(&shown(plan, entries), 0, &mut out);
+    block(&shown(&plan.files, &plan.dir, entries), 0, &mut out);
     out
 }
 
 /// The effective configuration as JSON, without marks.
 #[must_use]
 pub fn effective_json(plan: &Plan, entries: &[Entry]) -> Value {
+    effective_of(&plan.files, &plan.dir, entries)
+}
+
+/// As [`effective_json`], of a configuration that is in force: of its plan only this much is kept.
+#[must_use]
+pub fn effective_of(files: &Files, dir: &Path, entries: &[Entry]) -> Value {
     fn json(shown: &Shown) -> Value {
         match &shown.kind {
             Kind::Scalar(value) => value.clone(),
@@ -32,14 +41,15 @@ pub fn effective_json(plan: &Plan, entries: &[Entry]) -> Value {
             Kind::Map(map) => map.iter().map(|(k, v)| (k.clone(), json(v))).collect(),
         }
     }
-    json(&shown(plan, entries))
+    json(&shown(files, dir, entries))
 }
 
-fn shown(plan: &Plan, entries: &[Entry]) -> Shown {
-    let mut ignored = Vec::new();
-    let root = env::resolve(&plan.source, &|name| std::env::var(name).ok(), &mut ignored);
-    let filled = lower::filled(&root, entries, &plan.dir);
-    let mut shown = merge(&plan.source, &filled);
+fn shown(files: &Files, dir: &Path, entries: &[Entry]) -> Shown {
+    let source = load::source(files);
+    let mut root = source.clone();
+    env::resolve(&mut root, &|name| std::env::var(name).ok(), &mut Vec::new());
+    let filled = lower::filled(root, entries, dir);
+    let mut shown = merge(&source, &filled);
     for entry in entries {
         let (schema, definitions) = of_entry(entry);
         complete(&mut shown, entry, &Schema { schema: &schema, definitions: &definitions });
@@ -132,6 +142,9 @@ fn complete(root: &mut Shown, entry: &Entry, schema: &Schema<'_>) {
             }
         }
         Role::Identity(_) => root.sections("identities").filter_map(|i| i.get_mut(name)).for_each(|s| schema.apply(s)),
+        Role::Credential(_) => {
+            root.sections("consumers").filter_map(|c| c.get_mut(name)).for_each(|s| schema.apply(s));
+        }
         Role::Discover(_) => {
             let discover = root.sections("services").filter_map(|s| s.get_mut("discover"));
             discover.filter_map(|d| d.get_mut(name)).for_each(|s| schema.apply(s));

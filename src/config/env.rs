@@ -6,21 +6,17 @@ use onehop_filters::contract::{ConfigError, Node};
 
 const OPEN: &str = "${env.";
 
-/// The tree with variables filled in. What cannot be filled is reported and left as written.
-pub fn resolve(node: &Node, lookup: &dyn Fn(&str) -> Option<String>, errors: &mut Vec<ConfigError>) -> Node {
-    let value = match &node.value {
+/// Fills in the variables of a tree. What cannot be filled is reported and left as written.
+pub fn resolve(node: &mut Node, lookup: &dyn Fn(&str) -> Option<String>, errors: &mut Vec<ConfigError>) {
+    match &mut node.value {
         Value::Str(text) if text.contains(OPEN) => match fill(text, lookup) {
-            Ok(filled) => Value::Str(filled),
-            Err((message, help)) => {
-                errors.push(ConfigError::at(node.span, message).help(help));
-                Value::Str(text.clone())
-            }
+            Ok(filled) => *text = filled,
+            Err((message, help)) => errors.push(ConfigError::at(node.span, message).help(help)),
         },
-        Value::Seq(items) => Value::Seq(items.iter().map(|n| resolve(n, lookup, errors)).collect()),
-        Value::Map(map) => Value::Map(map.iter().map(|(k, n)| (k.clone(), resolve(n, lookup, errors))).collect()),
-        other => other.clone(),
-    };
-    Node { span: node.span, value }
+        Value::Seq(items) => items.iter_mut().for_each(|n| resolve(n, lookup, errors)),
+        Value::Map(map) => map.iter_mut().for_each(|(_, n)| resolve(n, lookup, errors)),
+        _ => {}
+    }
 }
 
 fn fill(text: &str, lookup: &dyn Fn(&str) -> Option<String>) -> Result<String, (String, String)> {

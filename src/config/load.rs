@@ -96,24 +96,38 @@ pub fn load_with(
             Ok(tree) => trees.push(tree),
             Err(found) => errors.extend(found),
         }
-        files.push(File { name, text: String::from_utf8_lossy(&bytes).into_owned() });
+        let text = String::from_utf8(bytes).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned());
+        files.push(File { name, text });
     }
     let files = Files::new(files);
     if !errors.is_empty() {
         // A file that cannot be read hides names that others refer to: more errors would be guesses.
         return Err(Report::sorted(files, errors));
     }
-    let source = merge(trees, &files, &mut errors);
-    let root = env::resolve(&source, lookup, &mut errors);
-    match lower::plan(&root, entries, &dir, &mut errors) {
-        Some(mut plan) if errors.is_empty() => {
-            plan.hash = hash;
-            plan.source = source;
-            plan.files = files;
-            Ok(plan)
-        }
+    let mut root = merge(trees, &files, &mut errors);
+    env::resolve(&mut root, lookup, &mut errors);
+    match lower::plan(root, entries, &dir, &mut errors) {
+        Some(plan) if errors.is_empty() => Ok(Plan { hash, files, ..plan }),
         _ => Err(Report::sorted(files, errors)),
     }
+}
+
+/// The hash a plan of these sources would have, without reading more than their text; `None` if they cannot be read.
+#[must_use]
+pub fn hash_of(sources: &[Source]) -> Option<u64> {
+    let mut errors = Vec::new();
+    let (texts, _) = read(sources, &mut errors);
+    errors.is_empty().then(|| hash(&texts))
+}
+
+/// The tree of files that make a plan, as written: read again when somebody wants to see it, because a tree takes many
+/// times the memory of its text.
+pub fn source(files: &Files) -> Node {
+    let read = |(index, file): (usize, &File)| {
+        text::parse(u16::try_from(index).unwrap_or(u16::MAX), file.text.as_bytes()).ok()
+    };
+    let trees = files.list().iter().enumerate().filter_map(read).collect();
+    merge(trees, files, &mut Vec::new())
 }
 
 /// Names and bytes, and the folder relative paths start in: that of the first source.

@@ -8,13 +8,15 @@ pub mod plan;
 mod raw;
 mod report;
 mod schema;
+mod stamps;
 #[cfg(test)]
 mod tests;
 mod text;
 mod watch;
 
-pub use effective::{effective, effective_json};
-pub use load::{Source, load, load_with};
+pub use effective::{effective, effective_json, effective_of};
+pub use load::{Source, hash_of, load, load_with};
 pub use report::{File, Files, Report, json, text};
 pub use schema::schema;
+pub use stamps::Stamps;
 pub use watch::watch;

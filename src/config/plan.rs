@@ -10,7 +10,7 @@ use std::time::Duration;
 use http::{HeaderMap, Method, StatusCode};
 use ipnet::IpNet;
 use onehop_filters::contract::principal::Priority;
-use onehop_filters::contract::{ConfigError, Node, Span};
+use onehop_filters::contract::{ConfigError, Node, Span, Spot};
 
 use super::report::Files;
 
@@ -42,10 +42,15 @@ pub struct Plan {
     pub lifecycle: Lifecycle,
     /// `runtime.workers`; `None` = one per core of the cgroup.
     pub workers: Option<usize>,
-    /// The configuration as written (`${env.NAME}` unresolved), for `/config` and `check --effective`; secrets redacted
-    /// when shown.
-    pub source: Node,
-    /// The files it was read from, to show errors that are found later in their place.
+    /// `runtime.maxRequests`: requests in flight at most.
+    pub max_requests: Option<u32>,
+    /// `runtime.maxMemory`: resident bytes at most.
+    pub max_memory: Option<u64>,
+    /// Where it begins, for errors that no line can be blamed for.
+    pub span: Span,
+    /// Where `admin.bind` stands.
+    pub admin_span: Span,
+    /// The files it was read from, to show errors that are found later in their place, and the whole as it was written.
     pub files: Files,
     /// What is allowed and probably not meant: unused services, shadowed routes, ...
     pub warnings: Vec<ConfigError>,
@@ -118,6 +123,8 @@ pub struct ListenerTls {
     pub only_13: bool,
     /// `clientCa`: file; clients are asked for a certificate.
     pub client_ca: Option<PathBuf>,
+    /// `crl`: files with revocation lists, absolute; none = revocation is not checked.
+    pub crl: Vec<PathBuf>,
     /// `clientAuth: required | optional`, default required with `clientCa`.
     pub client_required: bool,
 }
@@ -169,8 +176,8 @@ pub struct PlanPlan {
 pub struct ConsumerPlan {
     pub span: Span,
     pub plan: Option<String>,
-    /// `apiKeys`: SHA-256 of each (`sha256:HEX` in the file, or a secret that is hashed at load).
-    pub api_keys: Vec<[u8; 32]>,
+    /// Sections of identity kinds (`apiKeys`), by key.
+    pub credentials: BTreeMap<String, Node>,
     pub scopes: Vec<String>,
 }
 
@@ -196,8 +203,19 @@ pub struct Route {
     /// `bodyLimit`: overrides the listener's.
     pub body_limit: Option<u64>,
     pub action: Action,
-    /// `carry.deadline: inherit` and other mesh-listener wishes.
+    /// `sticky`: binds callers to one of several services.
+    pub sticky: Option<Sticky>,
+    /// `carry.deadline: inherit`: the caller's deadline counts, whoever it is.
     pub inherit_deadline: bool,
+}
+
+/// `routes[n].sticky`.
+#[derive(Clone, Debug)]
+pub struct Sticky {
+    /// `by`: what tells callers apart; empty with `cookie`.
+    pub by: Spot<String>,
+    /// `cookie` and `maxAge`: a cookie that whoever has none is given.
+    pub cookie: Option<(String, Option<Duration>)>,
 }
 
 /// One of `routes[n].matches`.
@@ -208,6 +226,7 @@ pub struct Match {
     pub methods: Vec<Method>,
     pub headers: Vec<(http::HeaderName, ValueMatch)>,
     pub query: Vec<(String, ValueMatch)>,
+    pub cookies: Vec<(String, ValueMatch)>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use onehop_filters::contract::units::{Duration, Percent, Secret, Size};
+use onehop_filters::contract::units::{Duration, Percent, Size};
 use onehop_filters::contract::{Node, Spot};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -117,6 +117,10 @@ section! {
         /// CA bundle; clients are asked for a certificate.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         client_ca: Option<PathBuf>,
+        /// Revocation lists (RFC 5280), PEM or DER, read again when they change. Every CA of a client's chain needs one,
+        /// and a list that is past its `nextUpdate` lets nobody in. With `clientCa` or `mode: mesh`.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        crl: Vec<Spot<PathBuf>>,
         /// Default required, with `clientCa`.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         client_auth: Option<Spot<ClientAuth>>,
@@ -166,13 +170,10 @@ section! {
         underscores: Option<Rule>,
     }
 
-    /// An application that calls, with its keys.
+    /// An application that calls. What it proves itself with stands beside, in keys of the identity kinds.
     Consumer {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         plan: Option<Spot<String>>,
-        /// `sha256:HEX` of a key, or the key as a secret.
-        #[serde(default)]
-        api_keys: Vec<Spot<Secret>>,
         #[serde(default)]
         scopes: Vec<String>,
     }
@@ -204,6 +205,9 @@ section! {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         #[schemars(with = "Option<To>")]
         to: Option<Node>,
+        /// Binds callers to one of several services.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        sticky: Option<Spot<Sticky>>,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         redirect: Option<Redirect>,
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -222,6 +226,9 @@ section! {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         #[schemars(with = "Option<BTreeMap<String, TextMatch>>")]
         query: Option<Node>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[schemars(with = "Option<BTreeMap<String, TextMatch>>")]
+        cookies: Option<Node>,
     }
 
     /// `0s` = no limit.
@@ -234,8 +241,11 @@ section! {
         idle: Duration,
     }
 
-    /// What a call through a mesh listener takes over from the request that caused it.
+    /// What a request takes over from its caller.
     Carry {
+        /// `inherit`: the deadline that the caller states (`x-onehop-timeout-ms`) bounds the request, if it is sooner than
+        /// the route's. Mesh listeners and trusted proxies are believed without it; on an edge listener this is how a
+        /// stranger's counts.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         deadline: Option<Deadline>,
     }
@@ -246,6 +256,19 @@ section! {
         /// Share of the requests; 0 = none.
         #[serde(default = "Target::default_weight")]
         weight: Spot<u64>,
+    }
+
+    /// The same caller, the same service. Exactly one of `by` and `cookie`.
+    Sticky {
+        /// `ip`, `consumer`, `user.sub`, `workload.id`, `header:NAME`, `cookie:NAME`, or CEL that gives text.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        by: Option<Spot<String>>,
+        /// Name of a cookie that whoever has none is given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        cookie: Option<Spot<String>>,
+        /// How long browsers keep the cookie. Default until they end.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        max_age: Option<Spot<Duration>>,
     }
 
     /// Sends the caller elsewhere. What is not named stays as it was asked for.
@@ -379,6 +402,12 @@ section! {
         #[serde(default = "Runtime::default_workers")]
         #[schemars(with = "Workers")]
         workers: Node,
+        /// Requests in flight; near it, callers with a low priority are refused first. Default no limit.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        max_requests: Option<Spot<u64>>,
+        /// Resident memory; near it, callers with a low priority are refused first. Default no limit.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        max_memory: Option<Spot<Size>>,
     }
 }
 
@@ -473,7 +502,7 @@ all_defaults! {
     Lifecycle {
         drain: Self::default_drain(), unready: Duration::default(), outbound_until_app_exits: false,
     }
-    Runtime { workers: Self::default_workers() }
+    Runtime { workers: Self::default_workers(), max_requests: None, max_memory: None }
 }
 
 impl Admin {

@@ -28,6 +28,8 @@ pub fn schema(entries: &[Entry]) -> Value {
     let plan = json!({ "type": "object", "properties": { "priority": section::<raw::Priority>(&mut g) },
         "additionalProperties": false, "description": "What a consumer bought." });
     let plan = own(&mut g, &by_role.route, plan);
+    let consumer = section::<raw::Consumer>(&mut g);
+    let consumer = own(&mut g, &by_role.consumer, consumer);
     let mut service = section::<raw::Service>(&mut g);
     by_role.service.insert("discover".to_owned(), one_of("How endpoints are found.", &by_role.discover));
     by_role.service.insert("loadBalancer".to_owned(), balancer(&by_role.balance));
@@ -41,7 +43,7 @@ pub fn schema(entries: &[Entry]) -> Value {
         "listeners": named(section::<raw::Listener>(&mut g)),
         "identities": named(one_of("A kind of credential.", &by_role.identity)),
         "plans": named(plan),
-        "consumers": named(section::<raw::Consumer>(&mut g)),
+        "consumers": named(consumer),
         "routes": { "type": "array", "items": route },
         "services": named(service),
         "workload": section::<raw::Workload>(&mut g),
@@ -70,6 +72,7 @@ pub(super) fn of_entry(entry: &Entry) -> (Value, Map<String, Value>) {
 struct ByRole {
     route: Map<String, Value>,
     identity: Map<String, Value>,
+    consumer: Map<String, Value>,
     discover: Map<String, Value>,
     balance: Map<String, Value>,
     service: Map<String, Value>,
@@ -83,6 +86,7 @@ impl ByRole {
         let map = match entry.role {
             Role::Api { .. } => &mut self.route,
             Role::Identity(_) => &mut self.identity,
+            Role::Credential(_) => &mut self.consumer,
             Role::Discover(_) => &mut self.discover,
             Role::Balance(_) => &mut self.balance,
             Role::Gate(_) | Role::Retry(_) | Role::Check(_) => &mut self.service,

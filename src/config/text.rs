@@ -143,6 +143,7 @@ impl<'a> Tree<'a> {
         loop {
             let (event, span) = self.next()?;
             if matches!(event, Event::SequenceEnd) {
+                items.shrink_to_fit();
                 return Ok((items, total));
             }
             let (node, size) = self.node(event, span, depth + 1)?;
@@ -157,7 +158,11 @@ impl<'a> Tree<'a> {
         loop {
             let (event, span) = self.next()?;
             let name = match event {
-                Event::MappingEnd => return Ok((entries, total)),
+                Event::MappingEnd => {
+                    // Maps are small and many: what a vector keeps in hand would double the tree.
+                    entries.shrink_to_fit();
+                    return Ok((entries, total));
+                }
                 Event::Scalar(text, ..) => text.into_owned(),
                 _ => return Err(ConfigError::at(span, "a key must be plain text").help("write `key: value`")),
             };

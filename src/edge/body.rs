@@ -10,45 +10,11 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, Version, header};
+use http::Version;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use onehop_filters::contract::{BodyError, Fault, Reason};
+use onehop_filters::contract::{BodyError, Fault, Reason, trailers};
 use tokio::time::{Instant, Sleep};
-
-/// Fields that mean nothing good in a trailer (RFC 9110 section 6.5.1): framing, routing, authentication, request
-/// modifiers, and what describes the content. They are dropped.
-const NOT_IN_TRAILERS: [HeaderName; 27] = [
-    header::AUTHORIZATION,
-    header::CACHE_CONTROL,
-    header::CONNECTION,
-    header::CONTENT_ENCODING,
-    header::CONTENT_LENGTH,
-    header::CONTENT_RANGE,
-    header::CONTENT_TYPE,
-    header::COOKIE,
-    header::EXPECT,
-    header::FORWARDED,
-    header::HOST,
-    header::IF_MATCH,
-    header::IF_MODIFIED_SINCE,
-    header::IF_NONE_MATCH,
-    header::IF_RANGE,
-    header::IF_UNMODIFIED_SINCE,
-    header::MAX_FORWARDS,
-    header::ORIGIN,
-    header::PRAGMA,
-    header::PROXY_AUTHORIZATION,
-    header::RANGE,
-    header::SET_COOKIE,
-    header::TE,
-    header::TRAILER,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-    header::VIA,
-];
-/// Families of the same sort.
-const NOT_IN_TRAILERS_BY_PREFIX: [&str; 4] = ["x-forwarded-", "x-onehop-", "proxy-", "keep-alive"];
 
 /// hyper's request body with a limit and a clock. Its failures are [`Fault`]s of the client's side.
 #[derive(Debug)]
@@ -167,7 +133,7 @@ impl Body for Inbound {
                     return this.fail(too_large());
                 }
             } else if let Some(trailers) = frame.trailers_mut() {
-                strip_trailers(trailers);
+                trailers::strip(trailers);
             }
             return Poll::Ready(Some(Ok(frame)));
         }
@@ -179,18 +145,6 @@ impl Body for Inbound {
 
     fn size_hint(&self) -> SizeHint {
         self.incoming.size_hint()
-    }
-}
-
-/// Drops the fields that may not be in a trailer.
-fn strip_trailers(trailers: &mut HeaderMap) {
-    for name in &NOT_IN_TRAILERS {
-        trailers.remove(name);
-    }
-    let by_prefix = |name: &&HeaderName| NOT_IN_TRAILERS_BY_PREFIX.iter().any(|p| name.as_str().starts_with(p));
-    let unwanted: Vec<HeaderName> = trailers.keys().filter(by_prefix).cloned().collect();
-    for name in unwanted {
-        trailers.remove(name);
     }
 }
 
@@ -206,22 +160,4 @@ fn fault_of(error: &hyper::Error) -> Fault {
         cause = e.source();
     }
     Fault::new(Reason::ClientGone).by("edge")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use http::HeaderValue;
-
-    #[test]
-    fn trailers_carry_nothing_that_steers() {
-        let mut trailers = HeaderMap::new();
-        for name in ["grpc-status", "x-checksum", "authorization", "host", "x-forwarded-for", "content-length"] {
-            trailers.insert(HeaderName::from_static(name), HeaderValue::from_static("1"));
-        }
-        strip_trailers(&mut trailers);
-        let mut left: Vec<_> = trailers.keys().map(HeaderName::as_str).collect();
-        left.sort_unstable();
-        assert_eq!(left, ["grpc-status", "x-checksum"]);
-    }
 }

@@ -9,7 +9,8 @@ use onehop_filters::contract::metrics::{Counter, Gauge, Registry};
 use parking_lot::Mutex;
 
 use super::serve;
-use super::tls::{Acceptor, Stamps, Tickets};
+use super::tls::{Acceptor, Tickets};
+use crate::config::Stamps;
 use crate::config::plan::{Bind, Listener, TlsIdentity};
 use crate::runtime::Drain;
 
@@ -125,7 +126,7 @@ impl Settings {
     /// speak, and nothing asked of callers that it was not asked.
     fn same_kind(&self, other: &Self) -> bool {
         let kind = |s: &Self| {
-            let caller = s.plan.tls.as_ref().map(|t| (t.mesh, t.client_ca.clone(), t.client_required));
+            let caller = s.plan.tls.as_ref().map(|t| (t.mesh, t.client_ca.clone(), t.crl.clone(), t.client_required));
             (s.plan.name.clone(), s.plan.h1, s.plan.h2, caller)
         };
         kind(self) == kind(other)

@@ -5,7 +5,6 @@
 //! stays off.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 
@@ -15,10 +14,11 @@ use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{ClientHello, NoServerSessionStorage, ProducesTickets, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{RootCertStore, ServerConfig, SupportedProtocolVersion};
-use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer};
 
 use super::tls_certs::{CertInfo, Shelf};
+use crate::config::Stamps;
 use crate::config::plan::{Listener, ListenerTls, TlsIdentity};
 
 /// Where the cryptography comes from: aws-lc, with X25519MLKEM768 preferred.
@@ -76,7 +76,9 @@ impl Acceptor {
             .with_protocol_versions(versions)
             .map_err(|e| wrong(format!("tls: {e}")))?;
         let builder = match source.client_ca {
-            Some(ca) => builder.with_client_cert_verifier(verifier(ca, source.client_required).map_err(&wrong)?),
+            Some(ca) => {
+                builder.with_client_cert_verifier(verifier(ca, source.crl, source.client_required).map_err(&wrong)?)
+            }
             None => builder.with_no_client_auth(),
         };
         let mut config = builder.with_cert_resolver(Arc::new(ByName(shelf.clone())));
@@ -129,7 +131,7 @@ impl Acceptor {
     /// How its files look now, to try a broken change only once.
     #[must_use]
     pub(super) fn files_now(&self) -> Stamps {
-        Stamps::of(self.files.0.iter().map(|(path, _)| path.as_path()))
+        self.files.again()
     }
 }
 
@@ -137,6 +139,7 @@ impl Acceptor {
 struct Source<'a> {
     certificates: Vec<(&'a Path, &'a Path)>,
     client_ca: Option<&'a Path>,
+    crl: &'a [PathBuf],
     client_required: bool,
 }
 
@@ -148,18 +151,21 @@ impl<'a> Source<'a> {
             return Some(Self {
                 certificates: vec![(&own.cert, &own.key)],
                 client_ca: Some(&own.ca),
+                crl: &tls.crl,
                 client_required: true,
             });
         }
         Some(Self {
             certificates: tls.certificates.iter().map(|(cert, key)| (cert.as_path(), key.as_path())).collect(),
             client_ca: tls.client_ca.as_deref(),
+            crl: &tls.crl,
             client_required: tls.client_required,
         })
     }
 
     fn files(&self) -> impl Iterator<Item = &'a Path> {
-        self.certificates.iter().flat_map(|(cert, key)| [*cert, *key]).chain(self.client_ca)
+        let certificates = self.certificates.iter().flat_map(|(cert, key)| [*cert, *key]);
+        certificates.chain(self.client_ca).chain(self.crl.iter().map(PathBuf::as_path))
     }
 }
 
@@ -168,7 +174,7 @@ fn alpn(listener: &Listener) -> Vec<Vec<u8>> {
     offered.into_iter().filter(|(on, _)| *on).map(|(_, name)| name.to_vec()).collect()
 }
 
-fn verifier(ca: &Path, required: bool) -> Result<Arc<dyn ClientCertVerifier>, String> {
+fn verifier(ca: &Path, crl: &[PathBuf], required: bool) -> Result<Arc<dyn ClientCertVerifier>, String> {
     let pem = fs::read(ca).map_err(|e| format!("client CA file {}: {e}", ca.display()))?;
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(&pem) {
@@ -182,7 +188,33 @@ fn verifier(ca: &Path, required: bool) -> Result<Arc<dyn ClientCertVerifier>, St
     }
     let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), PROVIDER.clone());
     let builder = if required { builder } else { builder.allow_unauthenticated() };
-    builder.build().map_err(|e| format!("client CA file {}: {e}", ca.display()))
+    if crl.is_empty() {
+        return builder.build().map_err(|e| format!("client CA file {}: {e}", ca.display()));
+    }
+    let mut lists = Vec::new();
+    for file in crl {
+        lists.extend(revocations(file)?);
+    }
+    // The whole chain is checked, and what no list speaks of is refused: rustls's defaults. A list that is out of date
+    // says nothing of today (RFC 5280 section 6.3.3).
+    let builder = builder.with_crls(lists).enforce_revocation_expiration();
+    builder.build().map_err(|e| format!("crl: {e}"))
+}
+
+/// The revocation lists of a file: PEM sections, or one list in DER as certificate authorities publish it.
+fn revocations(file: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>, String> {
+    let wrong = |why: &dyn std::fmt::Display| format!("crl file {}: {why}", file.display());
+    let bytes = fs::read(file).map_err(|e| wrong(&e))?;
+    // A DER SEQUENCE.
+    if bytes.first() == Some(&0x30) {
+        return Ok(vec![bytes.into()]);
+    }
+    let lists: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(&bytes).collect();
+    match lists {
+        Ok(lists) if lists.is_empty() => Err(wrong(&"it holds no revocation list")),
+        Ok(lists) => Ok(lists),
+        Err(e) => Err(wrong(&e)),
+    }
 }
 
 /// Chooses by SNI.
@@ -196,28 +228,6 @@ impl ResolvesServerCert for ByName {
         let fit = serving.iter().find(|c| c.key().key.choose_scheme(hello.signature_schemes()).is_some());
         fit.or(serving.first()).map(|c| c.key().clone())
     }
-}
-
-/// How files looked: cheap to compare, and different after every way of replacing a file (in place, by rename, by the
-/// swapped symbolic link of a Kubernetes secret).
-#[derive(PartialEq, Eq)]
-pub(super) struct Stamps(Vec<(PathBuf, Option<Stamp>)>);
-
-type Stamp = (u64, u64, u64, i64, i64, i64, i64);
-
-impl Stamps {
-    fn of<'a>(files: impl Iterator<Item = &'a Path>) -> Self {
-        Self(files.map(|path| (path.to_owned(), stamp(path))).collect())
-    }
-
-    fn current(&self) -> bool {
-        self.0.iter().all(|(path, was)| stamp(path) == *was)
-    }
-}
-
-fn stamp(path: &Path) -> Option<Stamp> {
-    let m = fs::metadata(path).ok()?;
-    Some((m.dev(), m.ino(), m.len(), m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec()))
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use aws_lc_rs::digest::{SHA256, digest};
 use onehop_filters::contract::principal::Workload;
 use rustls_pki_types::CertificateDer;
 use x509_parser::certificate::X509Certificate;
@@ -34,12 +35,14 @@ pub fn workload(chain: Option<&[CertificateDer<'_>]>) -> Result<Option<Workload>
             _ => {}
         }
     }
+    let subject: Arc<str> = clean(&parsed.subject().to_string())?.into();
     let id = match (&uris[..], dns.first()) {
         ([uri], _) if uri.starts_with("spiffe://") => uri.clone(),
         (_, Some(name)) => name.clone(),
-        (_, None) => clean(&parsed.subject().to_string())?.into(),
+        (_, None) => subject.clone(),
     };
-    Ok(Some(Workload { id, names: uris.into_iter().chain(dns).collect() }))
+    let thumbprint = digest(&SHA256, leaf).as_ref().try_into().expect("SHA-256 has 32 bytes");
+    Ok(Some(Workload { id, names: uris.into_iter().chain(dns).collect(), subject, thumbprint }))
 }
 
 fn clean(name: &str) -> Result<&str, BadNames> {
@@ -83,6 +86,8 @@ mod tests {
     fn every_name_is_listed() {
         let found = workload(Some(&[certificate(vec![dns("a.shop"), uri("spiffe://x/y")])])).unwrap().unwrap();
         assert_eq!(found.names, ["spiffe://x/y", "a.shop"].map(Arc::from));
+        assert!(found.subject.contains("CN=batch"), "{}", found.subject);
+        assert_ne!(found.thumbprint, [0; 32]);
     }
 
     #[test]

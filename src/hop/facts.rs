@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::Shared;
 use crate::admin::{Admin, Facts};
-use crate::config::effective_json;
+use crate::config::effective_of;
 use crate::config::plan::{self, Bind};
 use crate::observe::log::Log;
 use crate::runtime::Phase;
@@ -36,11 +36,11 @@ impl Facts for Shared {
     }
 
     fn config(&self) -> Value {
-        let plan = self.plan.lock().clone();
+        let running = self.running.lock().clone();
         json!({
             "generation": self.generation.load(Relaxed),
-            "hash": format!("{:016x}", plan.hash),
-            "config": effective_json(&plan, self.entries),
+            "hash": format!("{:016x}", running.hash),
+            "config": effective_of(&running.files, &running.dir, self.entries),
         })
     }
 

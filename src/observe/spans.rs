@@ -48,12 +48,6 @@ pub fn sample(trace_id: u128, ratio: f64) -> bool {
     ratio >= 1.0 || (trace_id as u64 >> 1) < (ratio.max(0.0) * (1u64 << 63) as f64) as u64
 }
 
-/// Parent-based sampling: the caller's decision counts if there is one.
-#[must_use]
-pub fn decide(parent_sampled: Option<bool>, trace_id: u128, ratio: f64) -> bool {
-    parent_sampled.unwrap_or_else(|| sample(trace_id, ratio))
-}
-
 /// A request that ended.
 #[derive(Clone, Debug)]
 pub struct ServerSpan<'a> {
@@ -169,7 +163,22 @@ impl Tracer {
         let clock = Clock::read();
         let mut spans = Vec::with_capacity(1 + span.attempts.len());
         spans.push(self.server(span, &clock));
-        spans.extend(span.attempts.iter().zip(0..).map(|(attempt, n)| self.client(span, attempt, n, &clock)));
+        self.clients(span, &clock, &mut spans);
+        self.send(spans);
+    }
+
+    /// Records the tries of a call that a filter made for a request, whose own span comes when it ends.
+    pub fn client_spans(&self, span: &ServerSpan<'_>) {
+        let mut spans = Vec::with_capacity(span.attempts.len());
+        self.clients(span, &Clock::read(), &mut spans);
+        self.send(spans);
+    }
+
+    fn clients(&self, span: &ServerSpan<'_>, clock: &Clock, spans: &mut Vec<SpanData>) {
+        spans.extend(span.attempts.iter().zip(0..).map(|(attempt, n)| self.client(span, attempt, n, clock)));
+    }
+
+    fn send(&self, spans: Vec<SpanData>) {
         if let Err(refused) = self.queue.try_send(Message::Spans(spans))
             && let Message::Spans(spans) = refused.into_inner()
         {

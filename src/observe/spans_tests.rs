@@ -5,6 +5,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use onehop_filters::contract::trail::Outcome;
 use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
+use opentelemetry_sdk::trace::{Sampler, SamplingDecision, ShouldSample as _};
 use parking_lot::Mutex;
 use proptest::prelude::*;
 
@@ -204,17 +205,18 @@ async fn a_collector_gets_them() {
     assert_eq!((exported.value(), tracer.dropped.value()), (1, 0));
 }
 
-#[test]
-fn the_parent_decides() {
-    assert!(decide(Some(true), u128::MAX, 0.0) && !decide(Some(false), 0, 1.0));
-    assert!(decide(None, u128::MAX, 1.0) && !decide(None, 1, 0.0));
-}
-
 proptest! {
     #[test]
     fn a_larger_ratio_keeps_what_a_smaller_kept(id in any::<u128>(), a in 0.0..1.0f64, b in 0.0..1.0f64) {
         let (low, high) = if a < b { (a, b) } else { (b, a) };
         prop_assert!(!sample(id, low) || sample(id, high));
+    }
+
+    #[test]
+    fn the_sdk_decides_alike(id in 1u128.., ratio in 0.0..=1.0f64) {
+        let sampler = Sampler::TraceIdRatioBased(ratio);
+        let theirs = sampler.should_sample(None, TraceId::from(id), "", &SpanKind::Server, &[], &[]).decision;
+        prop_assert_eq!(sample(id, ratio), theirs == SamplingDecision::RecordAndSample);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use http_body::Body as _;
 use onehop_filters::contract::clock;
+use onehop_filters::contract::inject::Tries;
 use onehop_filters::contract::mesh::{Admit, Again, Endpoint, Judge, Pick, TryOutcome};
 use onehop_filters::contract::principal::Priority;
 use onehop_filters::contract::trail::Outcome;
@@ -16,6 +17,7 @@ use smallvec::SmallVec;
 
 use super::exchange::{Exchange, Told, Try};
 use super::headers::trace;
+use super::inject::{self, Intercepted};
 use super::replay::Replay;
 use super::request::Wants;
 use super::{deadline, ledger};
@@ -179,6 +181,21 @@ async fn tries(ex: &mut Exchange, view: &Arc<View>, wants: &Wants<'_>, position:
     loop {
         if begun >= ex.cx.deadline {
             return Err(Fault::new(Reason::Deadline).by("deadline"));
+        }
+        if ex.cx.scratch.find::<Tries>().is_some() {
+            let until = retry.per_try_timeout().map_or(ex.cx.deadline, |limit| ex.cx.deadline.min(begun + limit));
+            let replayable = replay.as_ref().is_none_or(Replay::possible);
+            let facts = inject::Facts { begun, until, idempotent, replayable, last: wants.upgrade.is_some() };
+            match Box::pin(inject::intercept(ex, retry, facts)).await {
+                Intercepted::Pass => begun = now(),
+                Intercepted::Again(pause) => {
+                    target.metrics.retry();
+                    tokio::time::sleep(pause).await;
+                    begun = now();
+                    continue;
+                }
+                Intercepted::Failed(fault) => return Err(fault),
+            }
         }
         let (mut place, admitted) = Admission::enter(view, position, priority, begun, ex.cx.deadline).await?;
         begun = admitted;

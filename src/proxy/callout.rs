@@ -18,6 +18,7 @@ use smallvec::SmallVec;
 
 use super::attempt;
 use super::exchange::{Exchange, Tally, Told};
+use super::ledger;
 use super::request::Wants;
 use crate::fault;
 use crate::snapshot::cell::View;
@@ -29,7 +30,7 @@ static NOWHERE: LazyLock<Arc<Conn>> = LazyLock::new(|| {
     Arc::new(Conn { id: 0, listener: "".into(), peer, local, client, trusted: true, mesh: true, tls: None })
 });
 static NO_ROUTE: LazyLock<Arc<RouteInfo>> =
-    LazyLock::new(|| Arc::new(RouteInfo { name: "".into(), upgrades: Vec::new() }));
+    LazyLock::new(|| Arc::new(RouteInfo { name: "".into(), upgrades: Vec::new(), to: Vec::new() }));
 
 impl Services for View {
     fn call(self: Arc<Self>, service: ServiceId, call: Call) -> Answering {
@@ -38,7 +39,9 @@ impl Services for View {
             let grpc = ex.cx.headers.get(http::header::CONTENT_TYPE).is_some_and(fault::is_grpc);
             let wants = Wants { te_trailers: grpc, expect_continue: false, upgrade: None, grpc, informational: None };
             let view = ex.view.clone();
-            let got = attempt::forward(&mut ex, &view, &wants, service.0).await.map_err(Box::new)?;
+            let got = attempt::forward(&mut ex, &view, &wants, service.0).await;
+            ledger::called(&ex);
+            let got = got.map_err(Box::new)?;
             let mut response = Response::new(Body::Empty);
             *response.status_mut() = got.status;
             *response.headers_mut() = got.headers;

@@ -39,6 +39,7 @@ pub fn note_try(ex: &mut Exchange, t: Try) {
 pub fn close(mut ex: Box<Exchange>, end: End) {
     // First of all: let the next one in.
     ex.admission = None;
+    ex.view.engine.inflight.add(-1);
     let ended = now();
     let (reason, by) = match (ex.tally.refused, end) {
         (_, End::Cut(reason)) => (Some(reason), "body"),
@@ -63,6 +64,15 @@ pub fn close(mut ex: Box<Exchange>, end: End) {
         && let Some(tracer) = &view.tracer
     {
         tracer.server_span(&span(ex, ended, reason, &tries(ex, view)));
+    }
+}
+
+/// A call that a filter made is answered, or is not: its tries become spans of the request it was made for.
+pub fn called(ex: &Exchange) {
+    if ex.cx.trace.sampled
+        && let Some(tracer) = &ex.view.tracer
+    {
+        tracer.client_spans(&span(ex, now(), None, &tries(ex, &ex.view)));
     }
 }
 

@@ -7,6 +7,7 @@ pub mod embed;
 pub mod exchange;
 pub mod head;
 pub mod headers;
+mod inject;
 pub mod ledger;
 mod passthrough;
 pub mod replay;

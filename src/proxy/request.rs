@@ -8,9 +8,11 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version, header};
 use http_body::Body as _;
 use hyper::upgrade::OnUpgrade;
+use onehop_filters::contract::metrics::Gauge;
+use onehop_filters::contract::scratch::Failure;
 use onehop_filters::contract::trail::{Outcome, Trail};
 use onehop_filters::contract::{
-    Body, Conn, Fault, Moment, Origin, Reason, RequestCx, ResponseCx, Scratch, Step, Trace, Verdict, now,
+    Body, Conn, Fault, Moment, Origin, Proof, Reason, RequestCx, ResponseCx, Scratch, Side, Step, Trace, Verdict, now,
 };
 use smallvec::SmallVec;
 
@@ -30,6 +32,7 @@ use crate::observe::server_timing;
 use crate::route::{Candidate, Probe, rewrite};
 use crate::runtime::Drain;
 use crate::snapshot::cell::{Cell, View};
+use crate::snapshot::overload::Overload;
 use crate::snapshot::{Action, Listener, Route};
 use crate::upstream::passthrough::Passthrough;
 
@@ -107,6 +110,11 @@ pub fn open(cell: &Cell, caller: &Caller, arrived: Arrived) -> Result<Request, R
     };
     let length = admitted.content_length;
     let mut rq = begin(&view, listener, caller, admitted, started);
+    // Until `ledger::close`.
+    view.engine.inflight.add(1);
+    if view.overload.as_ref().is_some_and(|o| o.sheds(&view.engine.inflight, None)) {
+        rq.doomed = Some(Fault::new(Reason::Shed).by("overload"));
+    }
     rq.link = link;
     rq.on_upgrade = on_upgrade;
     take_body(&mut rq, listener, body, length);
@@ -138,7 +146,8 @@ fn begin(view: &Arc<View>, listener: &Listener, caller: &Caller, admitted: Admit
     let grpc = seen.has(Seen::CONTENT_TYPE) && headers.get(header::CONTENT_TYPE).is_some_and(fault::is_grpc);
     let debug = believed && headers.remove(&view.telemetry.debug_header).is_some();
     // Before what only trusted peers may send is taken away: in the mesh, whoever calls passes its deadline on.
-    let left = if near || grpc { deadline::take(&mut headers, grpc) } else { None };
+    // A stranger's counts only on a route that says so; which one it is comes out below.
+    let left = if near || grpc || listener.inherits { deadline::take(&mut headers, grpc) } else { None };
     let mut own = Fields::new();
     let client = caller.stamp.apply(&mut headers, &authority, &mut own);
     let request_id = request_id::settle(&headers, near, request_id::draw);
@@ -264,10 +273,11 @@ pub async fn serve(rq: &mut Request, caller: &Caller) -> Response<Outgoing> {
     // Held here, so that it can be borrowed beside the exchange, all the way down to the tries.
     let view = rq.ex.view.clone();
     let route = rq.ex.route.map_or(&view.unrouted, |i| &view.routes[i as usize]);
+    let overload = view.overload.as_ref().map(|overload| (overload, &view.engine.inflight));
     let mut ran = 0;
     let result = match rq.doomed.take() {
         Some(fault) => Err(Box::new(fault)),
-        None => match chain(&mut rq.ex.cx, route, &mut ran).await {
+        None => match chain(&mut rq.ex.cx, route, overload, &mut ran).await {
             Ok(None) => {
                 rq.ex.tally.chain_done = now();
                 act(rq, &view, route).await.map_err(Box::new)
@@ -287,8 +297,16 @@ pub async fn serve(rq: &mut Request, caller: &Caller) -> Response<Outgoing> {
 }
 
 /// Walks the chain in. `ran` counts the filters whose `on_request` was called.
-async fn chain(cx: &mut RequestCx, route: &Route, ran: &mut usize) -> Result<Option<Box<Response<Body>>>, Box<Fault>> {
-    for link in &*route.chain {
+async fn chain(
+    cx: &mut RequestCx,
+    route: &Route,
+    overload: Option<(&Overload, &Gauge)>,
+    ran: &mut usize,
+) -> Result<Option<Box<Response<Body>>>, Box<Fault>> {
+    for (at, link) in route.chain.iter().enumerate() {
+        if at == route.known {
+            shed(cx, overload)?;
+        }
         *ran += 1;
         let begun = if cx.trail.timed { now() } else { Moment::ZERO };
         let verdict = match link.filter.on_request(cx) {
@@ -311,7 +329,21 @@ async fn chain(cx: &mut RequestCx, route: &Route, ran: &mut usize) -> Result<Opt
             }
         }
     }
+    if route.known == route.chain.len() {
+        shed(cx, overload)?;
+    }
     Ok(None)
+}
+
+/// Gives the request up if the process has too much to do: who calls is known, and nothing was charged yet.
+fn shed(cx: &mut RequestCx, overload: Option<(&Overload, &Gauge)>) -> Result<(), Box<Fault>> {
+    let Some((overload, in_flight)) = overload else { return Ok(()) };
+    let priority = cx.consumer.as_ref().map(|consumer| consumer.priority()).unwrap_or_default();
+    if overload.sheds(in_flight, Some(priority)) {
+        cx.trail.note("overload", Outcome::Refuse, Reason::Shed.code(), 0, Duration::ZERO);
+        return Err(Box::new(Fault::new(Reason::Shed).by("overload")));
+    }
+    Ok(())
 }
 
 /// Walks back out over the filters that ran. A fault here becomes the answer.
@@ -355,7 +387,9 @@ impl Answer {
 async fn act(rq: &mut Request, view: &Arc<View>, route: &Route) -> Result<Answer, Fault> {
     match &route.action {
         Action::Forward(split) => {
-            let target = split.choose(super::seed()).ok_or_else(|| Fault::new(Reason::NoWeight).by("routes"))?;
+            let target = split
+                .choose_for(&mut rq.ex.cx, super::seed())
+                .ok_or_else(|| Fault::new(Reason::NoWeight).by("routes"))?;
             call(rq, view, Callee::Service(target)).await
         }
         Action::Pass(way) => call(rq, view, Callee::Host(way)).await,
@@ -437,6 +471,9 @@ async fn call(rq: &mut Request, view: &Arc<View>, callee: Callee<'_>) -> Result<
 /// A fault as a response, with the fields that filters promised for any answer.
 fn render(ex: &mut Exchange, fault: &Fault) -> ResponseCx {
     ex.tally.refused = Some((fault.reason, fault.by));
+    // What a filter or a gate refuses never reached an endpoint, whatever its fault says of tries.
+    let may_have_run = fault.reason.side() == Side::Upstream && fault.proof == Proof::MayHaveRun;
+    ex.cx.scratch.put(Failure { reason: fault.reason, may_have_run });
     let asked = fault::Asked::of(&ex.cx.method, &ex.cx.headers, &ex.cx.request_id);
     let (parts, body) = fault::response(fault, &asked).into_parts();
     ResponseCx { status: parts.status, headers: parts.headers, body, origin: Origin::Fault }
@@ -567,10 +604,10 @@ pub async fn hypothetical(view: &Arc<View>, listener: &Listener, caller: &Caller
     cx.trail.timed = true;
     if let Some(route) = found.route.map(|i| &view.routes[i as usize]) {
         let mut ran = 0;
-        found.verdict = match chain(cx, route, &mut ran).await {
+        found.verdict = match chain(cx, route, None, &mut ran).await {
             Ok(None) => None,
             Ok(Some(reply)) => Some(reply.status().to_string()),
-            Err(fault) => Some(format!("{} {fault}", fault.reason.status())),
+            Err(fault) => Some(format!("{} {fault}", fault.status())),
         };
     }
     found.trail = cx.trail.clone();

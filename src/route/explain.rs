@@ -58,6 +58,7 @@ impl<T: Clone> Table<T> {
                 (false, true, _) => (1, format!("host {} differs", shown(&host))),
                 (true, true, Some(Failure::Method)) => (0, format!("method {} is not listed", probe.method)),
                 (true, true, Some(Failure::Header(name))) => (0, format!("header {name} differs")),
+                (true, true, Some(Failure::Cookie(name))) => (0, format!("cookie {name} differs")),
                 (true, true, Some(Failure::Query(name))) => (0, format!("query parameter {name} differs")),
                 (true, false, _) if entry.kind == Kind::Regex || shares_start(&path, probe.path) => {
                     (1, format!("{} does not match", entry.rule(&path)))
@@ -197,9 +198,10 @@ fn fields<T>(entry: &Entry<T>) -> Vec<String> {
         Value::Present => "?".to_owned(),
     };
     let Some(conditions) = &entry.conditions else { return Vec::new() };
-    let Conditions { headers, query, .. } = &**conditions;
+    let Conditions { headers, query, cookies, .. } = &**conditions;
     let mut all: Vec<String> = headers.iter().map(|(n, v)| format!("h {n}{}", text(v))).collect();
     all.extend(query.iter().map(|(n, v)| format!("q {n}{}", text(v))));
+    all.extend(cookies.iter().map(|(n, v)| format!("c {n}{}", text(v))));
     all.sort();
     all
 }

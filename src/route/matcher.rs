@@ -39,6 +39,7 @@ pub(super) struct Conditions {
     pub(super) methods: Vec<Method>,
     pub(super) headers: Vec<(HeaderName, Value)>,
     pub(super) query: Vec<(String, Value)>,
+    pub(super) cookies: Vec<(String, Value)>,
 }
 
 #[derive(Debug)]
@@ -51,7 +52,8 @@ pub(super) enum Value {
 impl Conditions {
     /// `None` where nothing is asked.
     pub(super) fn compile(rule: &Match) -> Result<Option<Self>, (String, regex::Error)> {
-        if rule.methods.is_empty() && rule.headers.is_empty() && rule.query.is_empty() {
+        let none = rule.methods.is_empty() && rule.headers.is_empty();
+        if none && rule.query.is_empty() && rule.cookies.is_empty() {
             return Ok(None);
         }
         let value = |v: &ValueMatch| {
@@ -65,6 +67,7 @@ impl Conditions {
             methods: rule.methods.clone(),
             headers: rule.headers.iter().map(|(n, v)| Ok((n.clone(), value(v)?))).collect::<Result<_, _>>()?,
             query: rule.query.iter().map(|(n, v)| Ok((n.clone(), value(v)?))).collect::<Result<_, _>>()?,
+            cookies: rule.cookies.iter().map(|(n, v)| Ok((n.clone(), value(v)?))).collect::<Result<_, _>>()?,
         }))
     }
 
@@ -80,6 +83,9 @@ impl Conditions {
         if let Some((name, _)) = self.headers.iter().find(|(name, value)| !header_holds(probe.headers, name, value)) {
             return Some(Failure::Header(name));
         }
+        if let Some((name, _)) = self.cookies.iter().find(|(name, value)| !cookie_holds(probe.headers, name, value)) {
+            return Some(Failure::Cookie(name));
+        }
         let (name, _) = self.query.iter().find(|(name, value)| !query_holds(probe.query, name, value))?;
         Some(Failure::Query(name))
     }
@@ -89,6 +95,7 @@ pub(super) enum Failure<'a> {
     Method,
     Header(&'a HeaderName),
     Query(&'a str),
+    Cookie(&'a str),
 }
 
 /// A repeated field matches if one of its lines does, or all of them joined with `,` (RFC 9110 section 5.2): upstreams
@@ -124,6 +131,26 @@ fn joined_equals<'a>(lines: impl Iterator<Item = &'a HeaderValue>, wanted: &[u8]
         }
     }
     rest.is_empty()
+}
+
+/// Any cookie of this name: which one of several a service reads is its own choice (RFC 6265 section 5.4 orders them by
+/// path, servers do not agree on more).
+fn cookie_holds(headers: &HeaderMap, name: &str, wanted: &Value) -> bool {
+    let lines = headers.get_all(http::header::COOKIE).iter();
+    // Over HTTP/2 each cookie may have a field of its own (RFC 9113 section 8.2.3).
+    let mut pairs = lines.flat_map(|line| line.as_bytes().split(|b| *b == b';')).filter_map(|pair| {
+        let pair = pair.trim_ascii();
+        let at = pair.iter().position(|b| *b == b'=')?;
+        Some((pair[..at].trim_ascii_end(), pair[at + 1..].trim_ascii_start()))
+    });
+    pairs.any(|(found, value)| {
+        found == name.as_bytes()
+            && match wanted {
+                Value::Present => true,
+                Value::Exact(text) => value == text.as_bytes(),
+                Value::Regex(regex) => regex.is_match(value),
+            }
+    })
 }
 
 /// The first parameter of this name counts, percent-decoded; `+` is a plus.

@@ -129,7 +129,7 @@ impl Hasher for Identity {
     }
 }
 
-/// Order within one node and kind, best first: method, most headers, most query parameters, first in the list. Regexes
+/// Order within one node and kind, best first: method, most headers and cookies, most query parameters, first in the list. Regexes
 /// go by their length before that.
 type Rank = (std::cmp::Reverse<usize>, bool, std::cmp::Reverse<usize>, std::cmp::Reverse<usize>, u32);
 
@@ -137,8 +137,10 @@ impl<T> Entry<T> {
     pub(super) fn rank(&self) -> Rank {
         use std::cmp::Reverse;
         let length = Reverse(self.regex.as_ref().map_or(0, |r| r.pattern.len()));
-        let (method, headers, query) =
-            self.conditions.as_ref().map_or((false, 0, 0), |c| (!c.methods.is_empty(), c.headers.len(), c.query.len()));
+        let (method, headers, query) = self
+            .conditions
+            .as_ref()
+            .map_or((false, 0, 0), |c| (!c.methods.is_empty(), c.headers.len() + c.cookies.len(), c.query.len()));
         (length, !method, Reverse(headers), Reverse(query), self.order)
     }
 

@@ -442,6 +442,7 @@ fn any_route() -> impl Strategy<Value = RouteSpec> {
         methods,
         headers: headers.into_iter().map(|(n, v)| (HeaderName::from_static(n), v)).collect(),
         query: query.into_iter().map(|(n, v)| (n.to_owned(), v)).collect(),
+        cookies: Vec::new(),
     });
     (proptest::collection::vec(host, 0..3), proptest::collection::vec(rule, 0..3))
         .prop_map(|(hosts, matches)| RouteSpec { hosts, matches })

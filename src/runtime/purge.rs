@@ -2,7 +2,8 @@
 //!
 //! An allocator keeps what is freed for the next allocation. After a burst of connections that is right; once many of them
 //! have gone idle it is most of what they cost. So a worker that has parked many connections asks its allocator, once
-//! they have settled, to let go. Nothing wakes up for it otherwise.
+//! they have settled, to let go. So does the control thread when a configuration that was replaced is gone. Nothing wakes
+//! up for it otherwise.
 
 use std::cell::Cell;
 use std::sync::OnceLock;
@@ -22,6 +23,13 @@ thread_local! {
 /// Names the allocator's own purge, for the calling thread's memory. The first call counts; without one nothing happens.
 pub fn with(purge: fn()) {
     let _ = PURGE.set(purge);
+}
+
+/// Gives back what the calling thread freed. For the control thread, once a configuration has replaced another.
+pub fn now() {
+    if let Some(purge) = PURGE.get() {
+        purge();
+    }
 }
 
 /// A connection of the calling worker went idle and freed its buffers.

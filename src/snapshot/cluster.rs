@@ -2,7 +2,7 @@
 //!
 //! A cluster outlives configs. A request reads it with one load; everything else happens on the control thread.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -227,6 +227,7 @@ impl Cluster {
                 // Zone and tier are part of what an endpoint is: with others it is another one.
                 Some(e) if e.priority == f.priority && e.zone == f.zone => {
                     changed |= e.weight.swap(f.weight, Relaxed) != f.weight;
+                    changed |= e.relabel(&f.labels);
                     next.push(Arc::clone(e));
                     known.remove(&f.address);
                 }
@@ -243,6 +244,7 @@ impl Cluster {
     fn newcomer(&self, f: &Found, established: bool, now: Moment) -> Arc<Endpoint> {
         let id = stable_hash(&[self.name.as_bytes(), f.address.to_string().as_bytes()]);
         let endpoint = Endpoint::new(id, f.address.clone(), f.zone.clone(), f.priority, f.weight);
+        endpoint.relabel(&f.labels);
         if established {
             // Slow start is for those who join others, never for a whole set at start.
             endpoint.state.joined.store(now.0.max(1), Relaxed);
@@ -375,6 +377,8 @@ pub struct EndpointView {
     pub zone: String,
     pub priority: u32,
     pub weight: u32,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
     /// Whether a try may go there now.
     pub available: bool,
     /// By active checks: `unknown`, `healthy`, `unhealthy`.
@@ -402,6 +406,7 @@ impl EndpointView {
             zone: e.zone.to_string(),
             priority: e.priority,
             weight: e.weight.load(Relaxed),
+            labels: e.labels().iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
             available: e.available(now),
             health: match s.health.load(Relaxed) {
                 1 => "healthy",

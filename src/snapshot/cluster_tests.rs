@@ -35,7 +35,7 @@ fn cluster() -> Arc<Cluster> {
 
 fn found(hosts: &[u8]) -> Vec<Found> {
     let at = |n: &u8| Address::Tcp(([10, 0, 0, *n], 80).into());
-    hosts.iter().map(|n| Found { address: at(n), weight: 1, zone: "".into(), priority: 0 }).collect()
+    hosts.iter().map(|n| Found::at(at(n))).collect()
 }
 
 fn pick(c: &Cluster, at: u64) -> Option<Arc<Endpoint>> {

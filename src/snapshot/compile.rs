@@ -10,14 +10,16 @@ use onehop_filters::contract::entry::CheckTls;
 use onehop_filters::contract::metrics::Registry;
 use onehop_filters::contract::principal::{Consumer, Plan as ConsumerPlan};
 use onehop_filters::contract::{
-    Build, ConfigError, Directory, Entry, Filter, Node, Phase, Role, RouteInfo, RouteView, ServiceId, Span,
+    Build, ConfigError, Directory, Entry, Filter, Held, Node, Phase, Role, RouteInfo, RouteView, ServiceId, Span,
 };
 
 use rustls_pki_types::ServerName;
 
 use super::estate::Staging;
+use super::overload::Overload;
 use super::service::Service;
-use super::{Action, Fallback, Link, Listener, Route, Snapshot, Split, Target};
+use super::split::Split;
+use super::{Action, Fallback, Link, Listener, Route, Snapshot, Target};
 use crate::config::plan::{self, Plan};
 use crate::observe::access_log::AccessLog;
 use crate::observe::metrics::{EngineMetrics, RouteMetrics, ServiceMetrics};
@@ -51,6 +53,7 @@ pub fn compile(compiler: &mut Compiler<'_, '_>, plan: &Plan, generation: u64) ->
     let mut routes = routes(compiler, plan, &directory, &mut errors);
     let mut listeners = listeners(plan, &mut errors);
     pass_through(compiler, plan, &directory, &mut routes, &mut listeners);
+    let overload = Overload::build(plan, &mut compiler.build(plan, &directory, "runtime".to_owned(), Span::default()));
     let logs = telemetry(compiler, plan).map_err(|e| errors.push(e)).ok();
     let (Some((access_log, tracer)), true) = (logs, errors.is_empty()) else { return Err(errors) };
     Ok(Snapshot {
@@ -64,6 +67,7 @@ pub fn compile(compiler: &mut Compiler<'_, '_>, plan: &Plan, generation: u64) ->
         access_log,
         tracer,
         telemetry: plan.telemetry.clone(),
+        overload,
         lifecycle: plan.lifecycle.clone(),
         directory,
     })
@@ -100,8 +104,9 @@ fn directory(compiler: &mut Compiler<'_, '_>, plan: &Plan, errors: &mut Vec<Conf
             plan: c.plan.as_ref().and_then(|p| directory.plans.get(p).cloned()),
             scopes: c.scopes.iter().map(|s| s.as_str().into()).collect(),
         });
-        for key in &c.api_keys {
-            directory.api_keys.insert(*key, consumer.clone());
+        for (key, section) in &c.credentials {
+            let held = Held { owner: name.clone(), section: section.clone() };
+            directory.held.entry(key.clone()).or_default().push(held);
         }
         directory.consumers.insert(name.clone(), consumer);
     }
@@ -121,6 +126,7 @@ fn directory(compiler: &mut Compiler<'_, '_>, plan: &Plan, errors: &mut Vec<Conf
         }
     }
     directory.identities = identities;
+    directory.held.clear();
     directory
 }
 
@@ -243,9 +249,18 @@ fn routes(
 ) -> Vec<Route> {
     let mut routes = Vec::with_capacity(plan.routes.len());
     for route in &plan.routes {
-        match chain(compiler, plan, directory, route) {
-            Ok(chain) => routes.push(Route {
-                info: Arc::new(RouteInfo { name: route.name.clone(), upgrades: route.upgrades.clone() }),
+        let made = chain(compiler, plan, directory, route);
+        let action = action(plan, route).map_err(|e| errors.push(e)).ok();
+        match made {
+            Ok((chain, known)) => routes.extend(action.map(|action| Route {
+                info: Arc::new(RouteInfo {
+                    name: route.name.clone(),
+                    upgrades: route.upgrades.clone(),
+                    to: match &route.action {
+                        plan::Action::Forward(to) => callees(plan, to).collect(),
+                        _ => Vec::new(),
+                    },
+                }),
                 answers: chain.iter().any(|l| l.response),
                 chain,
                 preflights: compiler.entries.iter().any(|entry| {
@@ -256,34 +271,44 @@ fn routes(
                 idle_timeout: route.idle_timeout,
                 body_limit: route.body_limit,
                 inherit_deadline: route.inherit_deadline,
-                action: action(plan, &route.action),
+                known,
+                action,
                 metrics: RouteMetrics::new(compiler.metrics, &route.name),
-            }),
+            })),
             Err(mut found) => errors.append(&mut found),
         }
     }
     routes
 }
 
-fn action(plan: &Plan, action: &plan::Action) -> Action {
-    match action {
+fn action(plan: &Plan, route: &plan::Route) -> Result<Action, ConfigError> {
+    Ok(match &route.action {
         plan::Action::Forward(to) => {
-            let targets: Vec<(usize, u32)> =
-                to.iter().filter_map(|(name, weight)| Some((position(plan, name)?, *weight))).collect();
-            Action::Forward(Split::new(&targets))
+            let targets: Vec<(usize, u32)> = callees(plan, to).map(|(service, weight)| (service.0, weight)).collect();
+            let split = Split::new(&targets);
+            Action::Forward(match &route.sticky {
+                Some(sticky) => split.sticky(sticky, to)?,
+                None => split,
+            })
         }
-        plan::Action::Redirect(redirect) => Action::Redirect(redirect.clone()),
+        plan::Action::Redirect(redirect) => Action::Redirect(Box::new(redirect.clone())),
         plan::Action::Respond(canned) => Action::Respond(canned.clone()),
-    }
+    })
 }
 
-/// Builds the filters of a route in the order of their phases, which is not the user's to get wrong.
+/// The services of a split, by position.
+fn callees<'a>(plan: &'a Plan, to: &'a [(String, u32)]) -> impl Iterator<Item = (ServiceId, u32)> + 'a {
+    to.iter().filter_map(|(name, weight)| Some((ServiceId(position(plan, name)?), *weight)))
+}
+
+/// Builds the filters of a route in the order of their phases, which is not the user's to get wrong. Also how many of
+/// them find out who calls.
 fn chain(
     compiler: &mut Compiler<'_, '_>,
     plan: &Plan,
     directory: &Directory,
     route: &plan::Route,
-) -> Result<Box<[Link]>, Vec<ConfigError>> {
+) -> Result<(Box<[Link]>, usize), Vec<ConfigError>> {
     let keys: Vec<&str> = route.filters.iter().map(|(k, _)| k.as_str()).collect();
     let view = RouteView { name: &route.name, keys: &keys };
     let mut found: Vec<(Phase, &'static str, Arc<dyn Filter>)> = Vec::new();
@@ -305,8 +330,9 @@ fn chain(
         return Err(errors);
     }
     found.sort_by_key(|(phase, name, _)| (*phase, *name));
+    let known = found.iter().filter(|(phase, ..)| *phase < Phase::Quota).count();
     let links = found.into_iter().map(|(_, name, filter)| Link { name, response: filter.needs().response, filter });
-    Ok(links.collect())
+    Ok((links.collect(), known))
 }
 
 fn listeners(plan: &Plan, errors: &mut Vec<ConfigError>) -> Vec<Listener> {
@@ -317,8 +343,9 @@ fn listeners(plan: &Plan, errors: &mut Vec<ConfigError>) -> Vec<Listener> {
             .iter()
             .zip(0u32..)
             .filter(|(r, _)| r.listeners.as_ref().is_none_or(|names| names.iter().any(|n| n == name)));
+        let inherits = mine.clone().any(|(route, _)| route.inherit_deadline);
         match Table::build(mine.map(|(route, i)| (RouteSpec::from(route), i))) {
-            Ok(table) => listeners.push(Listener { plan: listener.clone(), table, stranger: None }),
+            Ok(table) => listeners.push(Listener { plan: listener.clone(), table, stranger: None, inherits }),
             Err(e) => errors.push(ConfigError::at(listener.span, e.to_string())),
         }
     }
@@ -341,7 +368,7 @@ fn pass_through(
     let mut build = compiler.build(plan, directory, "passthrough".to_owned(), Span::default());
     let way = build.keep("upstream", "", Passthrough::default);
     routes.push(Route {
-        info: Arc::new(RouteInfo { name: "passthrough".into(), upgrades: Vec::new() }),
+        info: Arc::new(RouteInfo { name: "passthrough".into(), upgrades: Vec::new(), to: Vec::new() }),
         request_timeout: Some(REQUEST),
         idle_timeout: Some(IDLE),
         action: Action::Pass(way),
@@ -355,8 +382,9 @@ fn pass_through(
 
 fn unrouted(metrics: &Arc<Registry>) -> Route {
     Route {
-        info: Arc::new(RouteInfo { name: "".into(), upgrades: Vec::new() }),
+        info: Arc::new(RouteInfo { name: "".into(), upgrades: Vec::new(), to: Vec::new() }),
         chain: Box::new([]),
+        known: 0,
         answers: false,
         preflights: false,
         request_timeout: None,
@@ -374,12 +402,12 @@ fn telemetry(compiler: &mut Compiler<'_, '_>, plan: &Plan) -> Result<Sinks, Conf
     let metrics = compiler.metrics.clone();
     let control = compiler.control.clone();
     let directory = Directory::default();
-    let mut build = compiler.build(plan, &directory, "telemetry".to_owned(), plan.source.span);
+    let mut build = compiler.build(plan, &directory, "telemetry".to_owned(), plan.span);
     let log = match &plan.telemetry.access_log {
         Some(log) => {
             // Opened here, so that a log that cannot be written is an error of the config; kept by what it is.
             let opened = AccessLog::open(log, &metrics)
-                .map_err(|e| ConfigError::at(plan.source.span, format!("access log {}: {e}", log.path.display())))?;
+                .map_err(|e| ConfigError::at(plan.span, format!("access log {}: {e}", log.path.display())))?;
             Some(build.keep("accessLog", &format!("{log:?}"), || opened))
         }
         None => None,
@@ -387,7 +415,7 @@ fn telemetry(compiler: &mut Compiler<'_, '_>, plan: &Plan) -> Result<Sinks, Conf
     let tracer = match &plan.telemetry.tracing {
         Some(tracing) => {
             let made = Tracer::new(tracing, &metrics, &control)
-                .map_err(|e| ConfigError::at(plan.source.span, format!("tracing: {e}")))?;
+                .map_err(|e| ConfigError::at(plan.span, format!("tracing: {e}")))?;
             Some(build.keep("tracing", &format!("{tracing:?}"), || made))
         }
         None => None,

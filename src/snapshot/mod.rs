@@ -5,7 +5,9 @@ pub mod cell;
 pub mod cluster;
 pub mod compile;
 pub mod estate;
+pub mod overload;
 pub mod service;
+pub mod split;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,7 +22,9 @@ use crate::observe::spans::Tracer;
 use crate::route::Table;
 use crate::upstream::Upstream;
 use crate::upstream::passthrough::Passthrough;
+use overload::Overload;
 use service::Service;
+use split::Split;
 
 /// See the module.
 pub struct Snapshot {
@@ -44,6 +48,8 @@ pub struct Snapshot {
     pub engine: EngineMetrics,
     /// `telemetry` as configured.
     pub telemetry: plan::Telemetry,
+    /// What is given up first when there is too much to do.
+    pub overload: Option<Overload>,
     /// `lifecycle` as configured.
     pub lifecycle: plan::Lifecycle,
     /// Names that filters refer to.
@@ -58,6 +64,8 @@ pub struct Listener {
     pub table: Table<u32>,
     /// The route of requests to hosts that the table does not know, if they are passed through.
     pub stranger: Option<u32>,
+    /// Whether a route of it takes a deadline over from any caller.
+    pub inherits: bool,
 }
 
 /// A route, ready to run.
@@ -66,6 +74,8 @@ pub struct Route {
     pub info: Arc<RouteInfo>,
     /// API filters, outermost first.
     pub chain: Box<[Link]>,
+    /// How many links stand before the point where the caller is known and nothing has been charged.
+    pub known: usize,
     /// Whether any link acts on responses.
     pub answers: bool,
     /// Whether the chain answers cross-origin preflights.
@@ -76,7 +86,7 @@ pub struct Route {
     pub idle_timeout: Option<Duration>,
     /// Overrides the listener's body limit.
     pub body_limit: Option<u64>,
-    /// Whether a caller's deadline is taken over from any peer.
+    /// Whether a caller's deadline is taken over from any peer. It can only shorten what the route allows.
     pub inherit_deadline: bool,
     /// What it does in the end.
     pub action: Action,
@@ -99,55 +109,13 @@ pub enum Action {
     /// Calls a service.
     Forward(Split),
     /// Sends the caller elsewhere.
-    Redirect(plan::Redirect),
+    Redirect(Box<plan::Redirect>),
     /// Answers by itself.
     Respond(Arc<plan::Canned>),
     /// Calls the host that the request names.
     Pass(Arc<Passthrough>),
     /// Refuses: no route matched.
     Nothing,
-}
-
-/// Weighted choice of a target.
-pub struct Split {
-    /// Running sums of the weights, with positions in [`Snapshot::targets`].
-    targets: Box<[(u32, usize)]>,
-    total: u32,
-}
-
-impl Split {
-    /// From targets and weights.
-    #[must_use]
-    pub fn new(targets: &[(usize, u32)]) -> Self {
-        let mut total = 0u32;
-        let targets = targets
-            .iter()
-            .map(|(i, weight)| {
-                total = total.saturating_add(*weight);
-                (total, *i)
-            })
-            .collect();
-        Self { targets, total }
-    }
-
-    /// Chooses by a random number; `None` if every weight is 0 (Gateway API: 500).
-    #[must_use]
-    pub fn choose(&self, seed: u64) -> Option<usize> {
-        match &*self.targets {
-            _ if self.total == 0 => None,
-            [(_, only)] => Some(*only),
-            many => {
-                // Multiply-shift instead of a division; the bias is below 2^-32.
-                let at = u32::try_from(((seed >> 32) * u64::from(self.total)) >> 32).unwrap_or(u32::MAX);
-                many.iter().find(|(sum, _)| at < *sum).map(|(_, i)| *i)
-            }
-        }
-    }
-
-    /// Positions of the targets.
-    pub fn positions(&self) -> impl Iterator<Item = usize> + '_ {
-        self.targets.iter().map(|(_, i)| *i)
-    }
 }
 
 /// A service and the way to it.
@@ -192,29 +160,5 @@ impl Snapshot {
         let all: BTreeMap<&str, serde_json::Value> =
             self.targets.iter().map(|t| (&*t.service.name, t.service.view())).collect();
         serde_json::json!({ "generation": self.generation, "services": all })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn split_follows_the_weights() {
-        let split = Split::new(&[(7, 90), (8, 0), (9, 10)]);
-        let mut seen = [0u32; 10];
-        let mut seed = 0u64;
-        for _ in 0..100_000 {
-            seed = seed.wrapping_add(0x9E37_79B9_7F4A_7C15);
-            let mixed = (seed ^ (seed >> 29)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-            seen[split.choose(mixed ^ (mixed >> 32)).expect("weights are not all zero")] += 1;
-        }
-        assert!((88_500..91_500).contains(&seen[7]), "{seen:?}");
-        assert_eq!(seen[8], 0);
-    }
-
-    #[test]
-    fn all_zero_chooses_nobody() {
-        assert_eq!(Split::new(&[(0, 0), (1, 0)]).choose(42), None);
     }
 }

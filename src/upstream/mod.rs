@@ -20,6 +20,7 @@ use http::header::{HeaderMap, HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Method, StatusCode, Version};
 use onehop_filters::contract::mesh::Endpoint;
+use onehop_filters::contract::metrics::Registry;
 use onehop_filters::contract::{Body, Fault, Moment, Proof, Reason, now, worker};
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -185,6 +186,25 @@ impl Upstream {
     pub fn sweep(&self, at: Moment) {
         for shard in &self.shards {
             shard.sweep(at);
+        }
+    }
+
+    /// Takes changed certificate and CA files into use for new handshakes; connections that stand stay. Files that cannot
+    /// be used change nothing, and are told once. For the control thread, every few seconds.
+    pub fn refresh_tls(&self, metrics: &Registry) {
+        // Every shard has the same: settings are changed in all of them, and their TLS is shared.
+        let Some(settings) = self.shards.first().map(|shard| shard.settings()) else { return };
+        let Some(tls) = &settings.tls else { return };
+        let service = &*settings.service;
+        match tls.refresh() {
+            Ok(false) => {}
+            Ok(true) => tracing::info!(service, "changed TLS files are in use"),
+            Err(e) => {
+                tracing::error!(service, "changed TLS files cannot be used, those before stay: {e}");
+                let help = "Changed certificate and CA files of a service that could not be used.";
+                let name = "onehop_upstream_certificate_reload_failures_total";
+                metrics.counter(name, help, &[("service", service)]).inc();
+            }
         }
     }
 

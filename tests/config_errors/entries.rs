@@ -66,6 +66,7 @@ pub const ENTRIES: &[Entry] = &[
     identity("jwt", any),
     identity("apiKey", any),
     identity("oidc", oidc),
+    onehop_filters::api::api_key::KEYS,
     discover("static"),
     discover("dns"),
     discover("srv"),

@@ -268,3 +268,25 @@ fn the_callers_deadline_goes_on_and_holds() {
     let left = up.last().lines().find_map(|l| l.strip_prefix("x-onehop-timeout-ms: ")).unwrap().parse::<u64>().unwrap();
     assert!(left <= 700, "{left}");
 }
+
+/// `carry.deadline: inherit` on an edge listener: the caller's deadline shortens the route's and never extends it, and the
+/// routes beside it still know no stranger's.
+#[test]
+fn a_strangers_deadline_counts_where_the_route_says_so() {
+    let up = Endpoint::ok();
+    let hop = Onehop::start(&format!(
+        "version: 1\nadmin: {{ bind: \"127.0.0.1:0\" }}\nlisteners: {{ edge: {{ bind: \"127.0.0.1:0\" }} }}\nroutes:\n\
+         - {{ name: takes, matches: [{{ path: {{ prefix: /takes }} }}], carry: {{ deadline: inherit }}, to: up }}\n\
+         - {{ name: plain, to: up }}\n\
+         services: {{ up: {{ discover: {{ static: [\"{}\"] }} }} }}\n",
+        up.address
+    ));
+    for (path, asked, least, most) in
+        [("/takes", 700, 1, 700), ("/takes", 99_000_000, 5_000, 15_000), ("/plain", 700, 5_000, 15_000)]
+    {
+        crate::common::get_with(hop.at("edge"), "a", path, &format!("x-onehop-timeout-ms: {asked}\r\n"));
+        let left =
+            up.last().lines().find_map(|l| l.strip_prefix("x-onehop-timeout-ms: ")).unwrap().parse::<u64>().unwrap();
+        assert!((least..=most).contains(&left), "{path} {asked}: {left}");
+    }
+}

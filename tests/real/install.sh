@@ -17,6 +17,9 @@ have python3 python3
 have c++ g++
 have cmake cmake
 have strip binutils
+have etcd etcd-server
+have java default-jdk-headless
+have mvn maven
 command -v go >/dev/null || [ -x target/real-bin/h2spec ] || need+=(golang-go)
 python3 -c 'import venv, ensurepip' 2>/dev/null || need+=(python3-venv)
 if [ ${#need[@]} -gt 0 ]; then
@@ -34,5 +37,10 @@ fi
 
 if [ ! -x target/real-bin/h2spec ]; then
   GOBIN=$PWD/target/real-bin go install github.com/summerwind/h2spec/cmd/h2spec@latest
+fi
+# Eureka and what it stands on.
+if [ ! -f target/real-java/.complete ]; then
+  mvn -q -B -f tests/real/java/pom.xml dependency:copy-dependencies -DincludeScope=runtime -DoutputDirectory="$PWD/target/real-java"
+  touch target/real-java/.complete
 fi
 echo "real servers: all installed"

@@ -94,6 +94,11 @@ fn a_bad_file_is_told_everywhere_and_changes_nothing() {
     until("the refusal", || series(&hop)["onehop_config_rejected_total"] >= 1.0);
     assert_eq!(word(&hop), "before");
     until("the log", || hop.log().contains("onehop.yaml:5:"));
+    let shown = hop.admin_get("/config").body();
+    assert!(
+        shown.contains("before") && !shown.contains("responds"),
+        "what runs is shown, not what the file says: {shown}"
+    );
     let health = hop.admin_get("/healthz");
     assert!(health.status() == 200 && health.body().contains("responds"), "{}", health.text());
     assert_eq!(series(&hop)["onehop_config_generation"], 1.0);
@@ -101,6 +106,25 @@ fn a_bad_file_is_told_everywhere_and_changes_nothing() {
     replace(&hop.config, &says("after"));
     until("the new word", || word(&hop) == "after");
     assert!(!hop.admin_get("/healthz").body().contains("responds"));
+}
+
+/// The watch looks 150 ms after a change and sees what a reload has already read.
+#[test]
+fn a_reload_that_was_asked_for_happens_once() {
+    let hop = Onehop::start(&says("before"));
+    let count = |name: &str| series(&hop)[name];
+    assert_eq!(hop.reload(&says("after")).0, 200);
+    let bad = says("after").replace("respond:", "responds:");
+    assert_eq!(hop.reload(&bad).0, 422);
+    // The watch has looked by then; one that looks later fails nothing here, and is caught at the end.
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!((count("onehop_config_generation"), count("onehop_config_rejected_total")), (2.0, 1.0));
+    assert!(hop.admin_get("/healthz").body().contains("responds"));
+    replace(&hop.config, &says("after"));
+    until("the file is as it runs again", || !hop.admin_get("/healthz").body().contains("responds"));
+    replace(&hop.config, &says("last"));
+    until("the last word", || word(&hop) == "last");
+    assert_eq!((count("onehop_config_generation"), count("onehop_config_rejected_total")), (3.0, 1.0));
 }
 
 #[test]

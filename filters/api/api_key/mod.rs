@@ -1,20 +1,23 @@
 //! Identity kind `apiKey`: a key that belongs to a consumer.
 
 mod config;
+mod keys;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
+use std::time::SystemTime;
 
-use aws_lc_rs::digest::{SHA256, digest};
 use http::HeaderName;
 
 use crate::contract::filter::{AuthError, AuthStep, AuthVerdict, Authenticator};
 use crate::contract::metrics::Counter;
 use crate::contract::principal::Consumer;
-use crate::contract::{Build, ConfigError, Entry, Found, Node, Place, RequestCx, Role};
+use crate::contract::{Build, ConfigError, Entry, Found, Held, Node, Place, RequestCx, Role};
 use config::Config;
+use keys::{Digest, Owned, digest_of};
 
 /// Longer keys are refused unread.
 const MAX_KEY: usize = 1024;
@@ -29,13 +32,34 @@ pub const ENTRY: Entry = Entry {
     role: Role::Identity(build),
 };
 
+/// `consumers.NAME.apiKeys`.
+pub const KEYS: Entry = Entry {
+    name: "apiKeys",
+    summary: "API keys of a consumer, as digests or as secrets",
+    readme: include_str!("README.md"),
+    example: include_str!("example.yaml"),
+    schema: |g| g.subschema_for::<Vec<config::Key>>(),
+    role: Role::Credential(|held, dir| keys::read(held, dir).1),
+};
+
+/// SHA-256 of every key that consumers hold, with its owner; keys that cannot be read are left out.
+#[must_use]
+pub fn digests(held: &[Held]) -> BTreeMap<[u8; 32], String> {
+    keys::read(held, Path::new("")).0.into_iter().map(|(digest, owned)| (digest, owned.owner)).collect()
+}
+
 struct ApiKey {
     name: Box<str>,
     place: Place,
     /// By SHA-256: what a lookup leaks by its time is the digest of a guess, which helps nobody.
-    owners: BTreeMap<[u8; 32], Arc<Consumer>>,
+    owners: BTreeMap<Digest, Owner>,
     accepted: Counter,
     refused: Counter,
+}
+
+struct Owner {
+    consumer: Arc<Consumer>,
+    expires: Option<SystemTime>,
 }
 
 fn build(node: &Node, build: &mut Build<'_>) -> Result<Arc<dyn Authenticator>, ConfigError> {
@@ -51,6 +75,15 @@ fn build(node: &Node, build: &mut Build<'_>) -> Result<Arc<dyn Authenticator>, C
         _ => return Err(ConfigError::at(node.span, "exactly one of `header`, `query`, `cookie` may stand here")),
     };
     let name = build.scope.strip_prefix("identities.").unwrap_or(&build.scope);
+    let (keys, mut errors) = keys::read(build.directory.held(KEYS.name), &build.dir);
+    if let Some(e) = errors.drain(..).next() {
+        return Err(e);
+    }
+    let owner = |(digest, Owned { owner, expires }): (Digest, Owned)| {
+        let consumer = build.directory.consumers.get(&owner)?.clone();
+        Some((digest, Owner { consumer, expires }))
+    };
+    let owners = keys.into_iter().filter_map(owner).collect();
     let count = |result| {
         build.metrics.counter(
             "onehop_api_keys_total",
@@ -58,13 +91,7 @@ fn build(node: &Node, build: &mut Build<'_>) -> Result<Arc<dyn Authenticator>, C
             &[("identity", name), ("result", result)],
         )
     };
-    Ok(Arc::new(ApiKey {
-        name: name.into(),
-        place,
-        owners: build.directory.api_keys.clone(),
-        accepted: count("accepted"),
-        refused: count("refused"),
-    }))
+    Ok(Arc::new(ApiKey { name: name.into(), place, owners, accepted: count("accepted"), refused: count("refused") }))
 }
 
 impl ApiKey {
@@ -78,9 +105,11 @@ impl ApiKey {
             }
             Found::One(key) => key,
         };
-        let digest: [u8; 32] = digest(&SHA256, key.as_bytes()).as_ref().try_into().expect("SHA-256 has 32 bytes");
-        match self.owners.get(&digest) {
-            Some(owner) => Ok(Some(owner.clone())),
+        match self.owners.get(&digest_of(key.as_bytes())) {
+            Some(Owner { expires: Some(expires), .. }) if *expires <= SystemTime::now() => {
+                Err(refuse("invalid_token", "the API key has expired"))
+            }
+            Some(owner) => Ok(Some(owner.consumer.clone())),
             None => Err(refuse("invalid_token", "the API key is not known")),
         }
     }

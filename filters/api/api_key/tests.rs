@@ -1,17 +1,17 @@
 use serde_json::json;
 
 use super::*;
-use crate::api::fixture::{Estate, request, section};
+use crate::api::fixture::{Estate, holding, request, section};
 use crate::contract::entry::Directory;
 
 fn directory() -> Directory {
-    let mut directory = Directory::default();
-    for (key, name) in [("k-acme", "acme"), ("k-acme-2", "acme"), ("k-other", "other")] {
-        let owner = Arc::new(Consumer { name: name.into(), plan: None, scopes: Vec::new() });
-        let digest = digest(&SHA256, key.as_bytes()).as_ref().try_into().expect("SHA-256 has 32 bytes");
-        directory.api_keys.insert(digest, owner);
-    }
-    directory
+    holding(
+        "apiKeys",
+        json!({
+            "acme": ["k-acme", {"key": "k-acme-2", "expires": "2999-01-01T00:00:00Z"}],
+            "other": ["k-other", {"key": "k-old", "expires": "2020-01-01T00:00:00Z"}],
+        }),
+    )
 }
 
 fn identity(json: serde_json::Value) -> Result<Arc<dyn Authenticator>, ConfigError> {
@@ -65,6 +65,9 @@ fn other_keys_do_not() {
         rq.headers.append("x-api-key", key.parse().expect("a value"));
     }
     assert!(matches!(judge(&identity, &mut rq), AuthVerdict::Refused(e) if e.code == "invalid_request"));
+    let mut rq = request("GET", "/");
+    rq.headers.insert("x-api-key", "k-old".parse().expect("a value"));
+    assert!(matches!(judge(&identity, &mut rq), AuthVerdict::Refused(e) if e.description == "the API key has expired"));
     assert_eq!(identity.challenge(None), "ApiKey realm=\"partners\", header=\"x-api-key\"");
 }
 

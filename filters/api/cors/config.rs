@@ -11,6 +11,7 @@ pub struct Config {
     /// Origins: exact (`https://shop.example.com`), any subdomain (`https://*.example.com`), or `*`.
     pub allow_origins: Spot<Vec<Spot<String>>>,
     /// Methods, or `*`. Default GET, HEAD, POST.
+    #[schemars(extend("default" = ["GET", "HEAD", "POST"]))]
     pub allow_methods: Option<Vec<Spot<String>>>,
     /// Request headers, or `*`. Default none beyond those the Fetch standard always allows.
     #[serde(default)]

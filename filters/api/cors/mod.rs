@@ -17,6 +17,7 @@ use http::header::{
 use http::{HeaderName, HeaderValue, Method, Response, StatusCode};
 
 use crate::contract::filter::{Filter, Needs, Step};
+use crate::contract::origin::PageOrigin;
 use crate::contract::{Body, Build, ConfigError, Entry, Node, Phase, RequestCx, ResponseCx, Role, Spot};
 use config::Config;
 
@@ -41,13 +42,7 @@ struct Cors {
 
 enum Origins {
     Any,
-    Some(Vec<Origin>),
-}
-
-enum Origin {
-    Exact(Box<str>),
-    /// Scheme with `://`, and the rest from the dot on.
-    Below(Box<str>, Box<str>),
+    Some(Vec<PageOrigin>),
 }
 
 /// Names for a preflight's answer.
@@ -71,7 +66,7 @@ fn build(node: Option<&Node>, _: &mut Build<'_>) -> Result<Arc<dyn Filter>, Conf
     }
     let origins = match any {
         Some(_) => Origins::Any,
-        None => Origins::Some(origins.iter().map(origin).collect::<Result<_, _>>()?),
+        None => Origins::Some(origins.iter().map(PageOrigin::read).collect::<Result<_, _>>()?),
     };
     let methods = match &config.allow_methods {
         Some(methods) => list(methods, |m| Method::from_bytes(m.as_bytes()).is_ok())?,
@@ -93,27 +88,6 @@ fn build(node: Option<&Node>, _: &mut Build<'_>) -> Result<Arc<dyn Filter>, Conf
     }))
 }
 
-/// `scheme://host[:port]` as browsers write it (RFC 6454 section 6.2), with at most a whole first label as wildcard.
-fn origin(text: &Spot<String>) -> Result<Origin, ConfigError> {
-    let wrong = || {
-        ConfigError::at(text.span, format!("`{}` is not an origin", text.value))
-            .help("write `https://shop.example.com`, `https://*.example.com` or `*`, without a path")
-    };
-    let value = text.value.to_ascii_lowercase();
-    if value == "null" {
-        return Ok(Origin::Exact(value.into()));
-    }
-    let (scheme, host) = value.split_once("://").ok_or_else(wrong)?;
-    let plain = host.strip_prefix("*.").unwrap_or(host);
-    if scheme.is_empty() || plain.is_empty() || plain.contains(['/', '*', '@', '?', '#', ' ', ',']) {
-        return Err(wrong());
-    }
-    Ok(match host.strip_prefix('*') {
-        Some(below) => Origin::Below(format!("{scheme}://").into(), below.into()),
-        None => Origin::Exact(value.into()),
-    })
-}
-
 fn list(names: &[Spot<String>], valid: impl Fn(&str) -> bool) -> Result<List, ConfigError> {
     if names.is_empty() {
         return Ok(List::None);
@@ -128,29 +102,6 @@ fn list(names: &[Spot<String>], valid: impl Fn(&str) -> bool) -> Result<List, Co
     }
     let joined = names.iter().map(|n| n.value.as_str()).collect::<Vec<_>>().join(", ");
     Ok(List::Names(HeaderValue::try_from(joined).expect("tokens are a valid value")))
-}
-
-impl Origin {
-    fn fits(&self, origin: &str) -> bool {
-        match self {
-            Self::Exact(exact) => origin.eq_ignore_ascii_case(exact),
-            Self::Below(scheme, below) => {
-                // Labels only: `https://a@evil.test/.example.com` has none of their bytes alone before the dot.
-                let label = |l: &str| {
-                    !l.is_empty() && l.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'))
-                };
-                let (Some((head, rest)), Some(end)) =
-                    (origin.split_at_checked(scheme.len()), origin.len().checked_sub(below.len()))
-                else {
-                    return false;
-                };
-                let cut = end.checked_sub(scheme.len()).and_then(|at| rest.split_at_checked(at));
-                cut.is_some_and(|(l, tail)| {
-                    head.eq_ignore_ascii_case(scheme) && tail.eq_ignore_ascii_case(below) && label(l)
-                })
-            }
-        }
-    }
 }
 
 impl Cors {

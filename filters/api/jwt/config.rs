@@ -5,7 +5,8 @@ use std::time::Duration as Time;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::keys::Algorithm;
+use crate::api::bearer::From;
+use crate::api::jose::keys::Algorithm;
 use crate::contract::units::Duration;
 use crate::contract::{Node, Spot};
 
@@ -17,29 +18,32 @@ pub struct Config {
     pub issuer: Spot<String>,
     /// A good token's `aud` names at least one of these, exactly.
     pub audiences: Spot<Vec<String>>,
-    /// Where the issuer's public keys are.
-    pub jwks: Spot<Jwks>,
+    /// Where the issuer's public keys are. Default: where the issuer's discovery document says.
+    pub jwks: Option<Spot<Jwks>>,
     /// Signature algorithms that are accepted; a key is good for its own only.
     #[serde(default = "algorithms")]
     pub algorithms: Spot<Vec<Algorithm>>,
     /// How far clocks may differ, at most 5m. Default 60s.
+    #[schemars(extend("default" = "60s"))]
     pub leeway: Option<Spot<Duration>>,
     /// Where the token is found. Default: `Authorization: Bearer`.
     pub from: Option<Spot<From>>,
     /// Lets the token go upstream. Default false.
     #[serde(default)]
     pub forward_token: bool,
-    /// Claim to request header for the upstream. Clients cannot send these headers themselves.
+    /// Claim to request header for the upstream; `a.b` leads into a map. Clients cannot send these headers themselves.
     #[serde(default)]
     pub claims_to_headers: BTreeMap<String, Spot<String>>,
-    /// The claim whose value names a consumer.
+    /// The claim whose value names a consumer, or is one of a consumer's `clientIds`; such as `azp`.
     pub consumer_claim: Option<String>,
+    /// Claims that hold scopes, as words or lists; `a.b` leads into a map. Default `scope`, `scp`, `scopes`.
+    pub scope_claims: Option<Vec<String>>,
     /// The `typ` that a token must carry, such as `at+jwt`.
     pub required_typ: Option<String>,
 }
 
-/// Where keys are: exactly one of `url`, `file`, `inline`.
-#[derive(Debug, Deserialize, JsonSchema)]
+/// Where keys are: exactly one of `url`, `file`, `inline`, `discovery`.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Jwks {
     /// `https://...`; `http` only for loopback hosts, or with `allowPlaintext`.
@@ -48,8 +52,15 @@ pub struct Jwks {
     pub file: Option<Spot<PathBuf>>,
     /// The key set itself, as a map or as JSON text.
     pub inline: Option<Node>,
+    /// Finds the keys by the issuer's discovery document, `ISSUER/.well-known/openid-configuration`; `true` or nothing.
+    #[serde(default)]
+    pub discovery: bool,
     /// How often the URL is asked again, from 1s. Default 5m.
     pub refresh: Option<Spot<Duration>>,
+    /// How long keys stay in use that the URL or file does not confirm, from the last time it did; then tokens get 503
+    /// until it does again. The source is asked at least this often; `0s` = without limit. Default 24h.
+    #[schemars(extend("default" = "24h"))]
+    pub max_stale: Option<Spot<Duration>>,
     /// PEM file with the certificates to trust for the URL, instead of the system's.
     pub ca: Option<Spot<PathBuf>>,
     /// Allows an `http` URL whose host is not loopback: whoever is on the way can forge tokens. Default false.
@@ -57,22 +68,12 @@ pub struct Jwks {
     pub allow_plaintext: bool,
 }
 
-/// Places of the token; those written are tried in the order header, cookie, query.
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct From {
-    /// A header field; in `authorization` after `Bearer`, elsewhere the bare token (`Bearer` is allowed).
-    pub header: Option<Spot<String>>,
-    /// A cookie.
-    pub cookie: Option<Spot<String>>,
-    /// A query parameter (RFC 6750 section 5.3 advises against it: URLs are logged).
-    pub query: Option<Spot<String>>,
-}
-
 /// Default of `leeway`.
 pub const LEEWAY: Time = Time::from_secs(60);
 /// Longest `leeway`.
 pub const MAX_LEEWAY: Time = Time::from_secs(300);
+/// Default of `jwks.maxStale`.
+pub const MAX_STALE: Time = Time::from_secs(24 * 3600);
 /// Default of `jwks.refresh`.
 pub const REFRESH: Time = Time::from_secs(300);
 

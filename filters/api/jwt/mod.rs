@@ -1,37 +1,39 @@
 //! Identity kind `jwt`: signed tokens of an issuer (RFC 7519, RFC 8725).
 
 mod config;
-mod core;
 mod digest;
-mod keys;
-mod source;
 #[cfg(test)]
 mod tests;
 
-use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use http::header::AUTHORIZATION;
-use http::{HeaderMap, HeaderName, HeaderValue};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use http::{HeaderName, HeaderValue};
 use quick_cache::sync::Cache;
 use serde_json::Value as Json;
 
-use self::core::{MAX_TOKEN, Rules, Token, scopes};
-use self::keys::{Algorithm, Signature};
-use self::source::{Counters, Source, Store, keep_fresh};
+use super::bearer::{self, Effects, Wanted};
+use crate::api::jose::claims::claim;
+use crate::api::jose::discovery::Discovery;
+use crate::api::jose::keys::{Algorithm, Signature};
+use crate::api::jose::source::{Counters, Source, Store, keep_fresh};
+use crate::api::jose::token::{MAX_TOKEN, NOT_YET, Rules, Token};
+use crate::api::jose::unix;
 use crate::contract::client::Remote;
 use crate::contract::clock::recent;
 use crate::contract::filter::{AuthError, AuthStep, AuthVerdict, Authenticator};
 use crate::contract::metrics::Counter;
-use crate::contract::principal::{Consumer, User};
+use crate::contract::principal::User;
 use crate::contract::section::Value;
-use crate::contract::{Build, ConfigError, Entry, Found, Node, Place, RequestCx, Role, Spot, now};
+use crate::contract::{Build, ConfigError, Entry, Node, Place, RequestCx, Role, Spot, now};
 use config::Config;
 
 /// Verified tokens remembered per identity.
 const CACHED: usize = 10_000;
+/// Refused ones, apart: what strangers invent must not push out what is good.
+const REFUSED: usize = 1_000;
 /// Longest life of a cached verdict, against tokens that expire in a century.
 const MAX_LIFE: f64 = 86_400.0 * 365.0;
 
@@ -51,16 +53,19 @@ struct Jwt {
     algorithms: Vec<Algorithm>,
     places: Vec<Place>,
     forward: bool,
-    claims: Vec<(String, HeaderName)>,
-    fields: Vec<HeaderName>,
-    consumer_claim: Option<String>,
-    consumers: BTreeMap<String, Arc<Consumer>>,
+    effects: Effects,
     store: Arc<Store>,
-    /// By SHA-256 of the whole token. Shards are locked for a look-up only; readers do not exclude each other.
-    cache: Arc<Cache<[u8; 32], Arc<Pass>>>,
+    memory: Arc<Memory>,
     hits: Counter,
     verified: Counter,
     refused: Counter,
+}
+
+/// Verdicts by SHA-256 of the whole token. Shards are locked for a look-up only; readers do not exclude each other.
+struct Memory {
+    good: Cache<[u8; 32], Arc<Pass>>,
+    /// Refusals that time does not undo, with the generation of the keys.
+    bad: Cache<[u8; 32], (u64, AuthError)>,
 }
 
 /// A token that was found good.
@@ -69,6 +74,8 @@ struct Pass {
     /// Of the keys that vouched for it.
     generation: u64,
     fields: Box<[(HeaderName, HeaderValue)]>,
+    /// The certificate that it is bound to (RFC 8705 section 3.1).
+    bound: Option<[u8; 32]>,
 }
 
 /// What a look at a request gave.
@@ -104,19 +111,15 @@ fn jwt(node: &Node, build: &mut Build<'_>) -> Result<Jwt, ConfigError> {
     if let Some(l) = config.leeway.as_ref().filter(|_| leeway > config::MAX_LEEWAY) {
         return Err(ConfigError::at(l.span, format!("a leeway of {} is too long", l.value)).help("at most 5m"));
     }
-    let claims = config
-        .claims_to_headers
-        .iter()
-        .map(|(claim, field)| Ok((claim.clone(), claim_field(field)?)))
-        .collect::<Result<Vec<_>, ConfigError>>()?;
     let name = build.scope.strip_prefix("identities.").unwrap_or(&build.scope).to_owned();
-    let places = places(config.from.as_ref())?;
-    if let Some((_, field)) = claims.iter().find(|(_, f)| places.contains(&Place::Header(f.clone()))) {
-        return Err(ConfigError::at(node.span, format!("`{field}` carries the token and cannot carry a claim")));
-    }
-    let store = store(&config, &name, build)?;
+    let places = bearer::places(config.from.as_ref())?;
+    let store = store(&config, &name, node, build)?;
     // Anything that changes what a good token is, or what is made of it, starts with an empty cache.
-    let cache = build.keep("tokens", &node.to_json().to_string(), || Cache::new(CACHED));
+    let memory = build
+        .keep("tokens", &node.to_json().to_string(), || Memory { good: Cache::new(CACHED), bad: Cache::new(REFUSED) });
+    let wanted =
+        Wanted { headers: config.claims_to_headers, scopes: config.scope_claims, consumer: config.consumer_claim };
+    let effects = Effects::new(wanted, &places, build)?;
     let count = |result| {
         let labels = [("identity", name.as_str()), ("result", result)];
         build.metrics.counter("onehop_jwt_tokens_total", "Tokens that were judged, by result", &labels)
@@ -131,12 +134,9 @@ fn jwt(node: &Node, build: &mut Build<'_>) -> Result<Jwt, ConfigError> {
         algorithms: config.algorithms.value,
         places,
         forward: config.forward_token,
-        fields: claims.iter().map(|(_, f)| f.clone()).collect(),
-        claims,
-        consumer_claim: config.consumer_claim,
-        consumers: build.directory.consumers.clone(),
+        effects,
         store,
-        cache,
+        memory,
         hits: count("cached"),
         verified: count("verified"),
         refused: count("refused"),
@@ -145,44 +145,61 @@ fn jwt(node: &Node, build: &mut Build<'_>) -> Result<Jwt, ConfigError> {
 }
 
 /// Finds or makes the keys' home. Only a new one gets a background task.
-fn store(config: &Config, name: &str, build: &mut Build<'_>) -> Result<Arc<Store>, ConfigError> {
-    let jwks = &config.jwks.value;
-    let at = config.jwks.span;
+fn store(config: &Config, name: &str, node: &Node, build: &mut Build<'_>) -> Result<Arc<Store>, ConfigError> {
+    let by_itself = Spot { span: node.span, value: config::Jwks { discovery: true, ..Default::default() } };
+    let Spot { span: at, value: jwks } = config.jwks.as_ref().unwrap_or(&by_itself);
+    let at = *at;
     let refresh = jwks.refresh.as_ref().map_or(config::REFRESH, |r| r.value.0);
     if let Some(r) = jwks.refresh.as_ref().filter(|_| refresh < Duration::from_secs(1)) {
         return Err(ConfigError::at(r.span, format!("a refresh every {} is too often", r.value)).help("at least 1s"));
     }
+    let max_stale = jwks.max_stale.as_ref().map_or(config::MAX_STALE, |m| m.value.0);
     let secret = config.algorithms.value.iter().any(|a| a.is_symmetric());
-    let (source, first) = match (&jwks.url, &jwks.file, &jwks.inline) {
-        (Some(url), None, None) => {
-            if secret {
-                return Err(ConfigError::at(config.algorithms.span, "shared secrets cannot be fetched from a URL")
-                    .help("use `jwks.file`, or an asymmetric algorithm"));
-            }
-            let ca = jwks.ca.as_ref().map(|ca| build.path(&ca.value));
+    let ca = jwks.ca.as_ref().map(|ca| build.path(&ca.value));
+    if secret && (jwks.url.is_some() || jwks.discovery) {
+        return Err(ConfigError::at(config.algorithms.span, "shared secrets cannot be fetched from a URL")
+            .help("use `jwks.file`, or an asymmetric algorithm"));
+    }
+    let (source, first) = match (&jwks.url, &jwks.file, &jwks.inline, jwks.discovery) {
+        (Some(url), None, None, false) => {
             let remote = Remote::new(&url.value, ca.as_deref(), jwks.allow_plaintext).map_err(|e| {
                 ConfigError::at(url.span, e)
                     .help("`https://...`; `http` for loopback hosts, or with `allowPlaintext: true`")
             })?;
             (Source::Remote { remote, refresh }, None)
         }
-        (None, Some(file), None) => (Source::File(build.path(&file.value)), Some(file.span)),
-        (None, None, Some(inline)) => (Source::Inline, Some(inline.span)),
-        _ => return Err(ConfigError::at(at, "exactly one of `url`, `file`, `inline` must stand in `jwks`")),
+        (None, None, None, true) => {
+            let discovery = Discovery::new(&config.issuer.value, ca, jwks.allow_plaintext).map_err(|e| {
+                let help = "discovery needs an issuer that is an `https` URL; else name the keys in `jwks`";
+                ConfigError::at(config.issuer.span, e).help(help)
+            })?;
+            (Source::Discovered { discovery: Box::new(discovery), refresh }, None)
+        }
+        (None, Some(file), None, false) => (Source::File(build.path(&file.value)), Some(file.span)),
+        (None, None, Some(inline), false) => (Source::Inline, Some(inline.span)),
+        _ => {
+            return Err(ConfigError::at(
+                at,
+                "exactly one of `url`, `file`, `inline`, `discovery` must stand in `jwks`",
+            )
+            .help("such as `jwks: { url: https://id.example.com/jwks.json }`"));
+        }
     };
     let shape = format!(
-        "{:?} {:?} {:?} {:?} {refresh:?} {:?}",
+        "{:?} {:?} {:?} {:?} {refresh:?} {max_stale:?} {:?} {:?}",
         jwks.url.as_ref().map(|u| &u.value),
         jwks.file.as_ref().map(|f| &f.value),
         jwks.inline.as_ref().map(Node::to_json),
         jwks.ca.as_ref().map(|c| &c.value),
         config.algorithms.value,
+        jwks.discovery.then_some(&config.issuer.value),
     );
     let mut made = None;
     let kept = build.keep("keys", &shape, || {
-        let store = Store::new(config.algorithms.value.clone(), !matches!(source, Source::Inline));
+        let store =
+            Store::new(config.algorithms.value.clone(), !matches!(source, Source::Inline)).stale_after(max_stale);
         let text = match &source {
-            Source::Remote { .. } => None,
+            Source::Remote { .. } | Source::Discovered { .. } => None,
             Source::File(path) => Some(std::fs::read(path).map_err(|e| format!("{}: {e}", path.display()))),
             Source::Inline => jwks.inline.as_ref().map(|inline| Ok(text_of(inline))),
         };
@@ -219,60 +236,20 @@ fn text_of(inline: &Node) -> Vec<u8> {
     }
 }
 
-fn field_name(name: &Spot<String>) -> Result<HeaderName, ConfigError> {
-    HeaderName::try_from(&name.value)
-        .map_err(|_| ConfigError::at(name.span, format!("`{}` is not a header name", name.value)))
-}
-
-/// A field that a claim may become: not one that carries credentials or belongs to the connection, for those are removed
-/// from what clients send.
-fn claim_field(name: &Spot<String>) -> Result<HeaderName, ConfigError> {
-    let field = field_name(name)?;
-    let taken = [
-        "authorization",
-        "connection",
-        "content-length",
-        "cookie",
-        "expect",
-        "host",
-        "keep-alive",
-        "proxy-authorization",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    ];
-    if taken.contains(&field.as_str()) {
-        return Err(ConfigError::at(name.span, format!("a claim cannot become `{field}`")).help("such as `x-user`"));
-    }
-    Ok(field)
-}
-
-fn places(from: Option<&Spot<config::From>>) -> Result<Vec<Place>, ConfigError> {
-    let Some(Spot { span, value }) = from else { return Ok(vec![Place::Header(AUTHORIZATION)]) };
-    let mut places = Vec::new();
-    if let Some(header) = &value.header {
-        places.push(Place::Header(field_name(header)?));
-    }
-    places.extend(value.cookie.as_ref().map(|c| Place::Cookie(c.value.as_str().into())));
-    places.extend(value.query.as_ref().map(|q| Place::Query(q.value.as_str().into())));
-    if places.is_empty() {
-        return Err(ConfigError::at(*span, "`from` names no place").help("write `header`, `cookie` or `query`"));
-    }
-    Ok(places)
-}
-
 impl Jwt {
     fn judge(&self, rq: &RequestCx) -> Judged {
-        for (place, at) in self.places.iter().enumerate() {
-            match token(at, rq) {
-                Ok(None) => {}
-                Ok(Some(token)) => return self.judge_token(&token, place),
-                Err(error) => return Judged::Refused(error),
+        let (token, place) = match bearer::find(&self.places, rq) {
+            Ok(None) => return Judged::Absent,
+            Ok(Some(found)) => found,
+            Err(error) => return Judged::Refused(error),
+        };
+        match self.judge_token(&token, place) {
+            Judged::Good { pass, .. } if !is_holder(&pass, rq) => {
+                let description = "the token is bound to another certificate";
+                Judged::Refused(AuthError { code: "invalid_token", description })
             }
+            judged => judged,
         }
-        Judged::Absent
     }
 
     fn judge_token(&self, text: &str, place: usize) -> Judged {
@@ -289,21 +266,29 @@ impl Jwt {
         }
         let now = recent();
         let key = digest::of(text);
-        if let Some(pass) = self.cache.get(&key) {
+        if let Some(pass) = self.memory.good.get(&key) {
             if pass.generation == generation && now < pass.user.expires {
                 self.hits.inc();
                 return Judged::Good { pass, place };
             }
-            self.cache.remove(&key);
+            self.memory.good.remove(&key);
+        }
+        if let Some((_, error)) = self.memory.bad.get(&key).filter(|(of, _)| *of == generation) {
+            return Judged::Refused(error);
         }
         match self.verify(text) {
             Ok(pass) => {
                 self.verified.inc();
                 let pass = Arc::new(pass);
-                self.cache.insert(key, pass.clone());
+                self.memory.good.insert(key, pass.clone());
                 Judged::Good { pass, place }
             }
-            Err(Some(error)) => Judged::Refused(error),
+            Err(Some(error)) => {
+                if error.description != NOT_YET {
+                    self.memory.bad.insert(key, (generation, error.clone()));
+                }
+                Judged::Refused(error)
+            }
             Err(None) => Judged::UnknownKey,
         }
     }
@@ -314,8 +299,7 @@ impl Jwt {
         if !self.algorithms.contains(&token.algorithm) {
             return Err(AuthError { code: "invalid_token", description: "the algorithm is not accepted" });
         }
-        let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-        let left = token.check(&self.rules, unix)?;
+        let left = token.check(&self.rules, unix())?;
         Ok((token, left))
     }
 
@@ -332,19 +316,19 @@ impl Jwt {
             Signature::UnknownKey => return Err(None),
         }
         let claims = token.claims;
-        let fields = self
-            .claims
-            .iter()
-            .filter_map(|(claim, field)| Some((field.clone(), field_value(claims.get(claim)?)?)))
-            .collect();
+        let bound = match claim(&claims, "cnf.x5t#S256") {
+            None => None,
+            Some(print) => Some(thumbprint(print).ok_or(refuse("the token is bound to something unreadable"))?),
+        };
+        let fields = self.effects.values(&claims);
         let user = User {
             identity: self.name.clone(),
             subject: claims.get("sub").and_then(Json::as_str).unwrap_or_default().into(),
-            scopes: scopes(&claims),
+            scopes: self.effects.scopes(&claims),
             claims,
             expires: now() + Duration::from_secs_f64(left.min(MAX_LIFE)),
         };
-        Ok(Pass { user: Arc::new(user), generation: keys.generation, fields })
+        Ok(Pass { user: Arc::new(user), generation: keys.generation, fields, bound })
     }
 
     fn settle(&self, rq: &mut RequestCx, judged: Judged) -> AuthVerdict {
@@ -363,73 +347,23 @@ impl Jwt {
                 if !self.forward {
                     self.places[place].strip(rq);
                 }
-                self.write_fields(&mut rq.headers, &pass);
-                if let Some(claim) = &self.consumer_claim {
-                    let named = pass.user.claims.get(claim).and_then(Json::as_str);
-                    rq.consumer = named.and_then(|name| self.consumers.get(name)).cloned();
-                }
+                self.effects.write(&mut rq.headers, &pass.fields);
+                self.effects.consumer(rq, &pass.user.claims);
                 rq.user = Some(pass.user.clone());
                 AuthVerdict::Accepted
             }
         }
     }
-
-    /// Set or removed, never passed through.
-    fn write_fields(&self, headers: &mut HeaderMap, pass: &Pass) {
-        for field in &self.fields {
-            headers.remove(field);
-        }
-        for (field, value) in &pass.fields {
-            headers.insert(field.clone(), value.clone());
-        }
-    }
 }
 
-/// The token in a place. In `Authorization` only the scheme `Bearer` is ours (RFC 6750 section 2.1).
-fn token<'a>(place: &Place, rq: &'a RequestCx) -> Result<Option<Cow<'a, str>>, AuthError> {
-    const AMBIGUOUS: AuthError = AuthError { code: "invalid_request", description: "more than one token was sent" };
-    let Place::Header(name) = place else {
-        return match place.find(rq) {
-            Found::Absent => Ok(None),
-            Found::One(token) => Ok(Some(Cow::Owned(token))),
-            Found::Ambiguous => Err(AMBIGUOUS),
-        };
-    };
-    let mut values = rq.headers.get_all(name).iter();
-    let Some(value) = values.next() else { return Ok(None) };
-    if values.next().is_some() {
-        return Err(AMBIGUOUS);
-    }
-    // What `to_str` would say of a field value, which has no controls; looked at many bytes at once.
-    let text = std::str::from_utf8(value.as_bytes()).ok().filter(|text| text.is_ascii());
-    let Some(value) = text else {
-        return Err(AuthError { code: "invalid_request", description: "the token is malformed" });
-    };
-    match value.trim().split_once(' ') {
-        Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => Ok(Some(Cow::Borrowed(token.trim_start()))),
-        None if name != AUTHORIZATION => Ok(Some(Cow::Borrowed(value.trim()))),
-        _ => Ok(None),
-    }
+/// Whether the caller holds the certificate that the token is bound to, if it is.
+fn is_holder(pass: &Pass, rq: &RequestCx) -> bool {
+    let shown = rq.workload.as_ref().map(|w| w.thumbprint);
+    pass.bound.is_none_or(|bound| shown == Some(bound))
 }
 
-/// A claim as a field: text, numbers and booleans as they are, lists of those joined by commas.
-fn field_value(claim: &Json) -> Option<HeaderValue> {
-    fn plain(claim: &Json) -> Option<String> {
-        match claim {
-            Json::String(s) => Some(s.clone()),
-            Json::Number(n) => Some(n.to_string()),
-            Json::Bool(b) => Some(b.to_string()),
-            _ => None,
-        }
-    }
-    let text = match claim {
-        // An item with a comma could pose as two.
-        Json::Array(list) => {
-            list.iter().map(|item| plain(item).filter(|t| !t.contains(','))).collect::<Option<Vec<_>>>()?.join(",")
-        }
-        one => plain(one)?,
-    };
-    HeaderValue::from_bytes(text.as_bytes()).ok()
+fn thumbprint(print: &Json) -> Option<[u8; 32]> {
+    URL_SAFE_NO_PAD.decode(print.as_str()?).ok()?.try_into().ok()
 }
 
 impl Authenticator for Jwt {
@@ -452,16 +386,10 @@ impl Authenticator for Jwt {
     }
 
     fn claims_headers(&self) -> &[HeaderName] {
-        &self.fields
+        &self.effects.fields
     }
 
-    /// RFC 6750 section 3; no error code where no token was sent.
     fn challenge(&self, error: Option<&AuthError>) -> String {
-        match error {
-            None => format!("Bearer realm=\"{}\"", self.name),
-            Some(e) => {
-                format!("Bearer realm=\"{}\", error=\"{}\", error_description=\"{}\"", self.name, e.code, e.description)
-            }
-        }
+        bearer::challenge(&self.name, error)
     }
 }

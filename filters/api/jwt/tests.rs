@@ -1,23 +1,25 @@
 use std::convert::Infallible;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::time::SystemTime;
 
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
 use base64::Engine;
 use base64::engine::general_purpose::{URL_SAFE, URL_SAFE_NO_PAD};
-use http::header::COOKIE;
+use http::header::{AUTHORIZATION, COOKIE};
 use http_body_util::Full;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use serde_json::json;
 
-use super::core::Token;
-use super::keys::KeySet;
 use super::*;
-use crate::api::fixture::{Estate, request, section};
+use crate::api::fixture::{Estate, holding, request, section};
+use crate::api::jose::keys::{self, KeySet};
+use crate::api::jose::source;
 use crate::contract::client::Bounds;
 use crate::contract::entry::Directory;
+use crate::contract::principal::Consumer;
 
 const HEADER: &str = "eyJhbGciOiJFUzI1NiJ9";
 /// The payload of RFC 7515 appendix A.
@@ -192,6 +194,71 @@ fn a_good_token_makes_a_user_and_leaves() {
 }
 
 #[test]
+fn claims_stand_deep_and_clients_have_owners() {
+    let signer = Signer::new("k1");
+    let directory = holding("clientIds", json!({"acme": ["web-1", "batch-1"], "other": ["x"]}));
+    let more = json!({"claimsToHeaders": {"realm_access.tenant": "x-tenant"}, "consumerClaim": "azp",
+                      "scopeClaims": ["realm_access.roles"]});
+    let jwt = made(config(json!({"inline": set(&[&signer])}), more), &directory).unwrap_or_else(|e| panic!("{e}"));
+    let mut claims = good();
+    claims["realm_access"] = json!({"tenant": "t1", "roles": ["buyer", "clerk"]});
+    for (azp, owner) in [("web-1", Some("acme")), ("acme", Some("acme")), ("x", Some("other")), ("y", None)] {
+        claims["azp"] = json!(azp);
+        let mut rq = bearer(&signer.token(&claims));
+        assert!(matches!(now_or_never(&jwt, &mut rq), AuthVerdict::Accepted));
+        assert_eq!(rq.consumer.as_ref().map(|c| &*c.name), owner, "{azp}");
+        assert_eq!(rq.headers["x-tenant"], "t1");
+        let user = rq.user.expect("a user");
+        assert_eq!(user.scopes.iter().map(|s| &**s).collect::<Vec<_>>(), ["buyer", "clerk"]);
+    }
+    let twice = holding("clientIds", json!({"acme": ["web-1"], "other": ["web-1"]}));
+    let config = config(json!({"inline": set(&[&signer])}), json!({"consumerClaim": "azp"}));
+    let e = made(config, &twice).err().expect("two owners");
+    assert!(e.message.contains("consumer `acme` already"), "{e}");
+}
+
+/// RFC 8705 section 3.1: a token that names a certificate is good only for who shows it.
+#[test]
+fn a_bound_token_needs_its_certificate() {
+    let signer = Signer::new("k1");
+    let jwt = inline(&[&signer], json!({}));
+    let bound = signer.token(&with("cnf", json!({"x5t#S256": URL_SAFE_NO_PAD.encode([7; 32])})));
+    let shows = |thumbprint: Option<u8>| {
+        let mut rq = bearer(&bound);
+        rq.workload = thumbprint
+            .map(|b| Arc::new(crate::contract::principal::Workload { thumbprint: [b; 32], ..Default::default() }));
+        rq
+    };
+    for _ in 0..2 {
+        assert!(matches!(now_or_never(&jwt, &mut shows(Some(7))), AuthVerdict::Accepted));
+        for wrong in [Some(8), None] {
+            let verdict = now_or_never(&jwt, &mut shows(wrong));
+            assert!(matches!(verdict, AuthVerdict::Refused(e) if e.description.contains("another certificate")));
+        }
+    }
+    for odd in [json!(7), json!("AAAA"), json!(null)] {
+        let token = signer.token(&with("cnf", json!({"x5t#S256": odd})));
+        assert_eq!(refusal(&jwt, &token), "the token is bound to something unreadable");
+    }
+}
+
+#[test]
+fn a_refused_token_costs_one_verification() {
+    let (signer, forger) = (Signer::new("k1"), Signer::new("k1"));
+    let jwt = inline(&[&signer], json!({}));
+    let forged = forger.token(&good());
+    assert_eq!(refusal(&jwt, &forged), "the signature is wrong");
+    assert_eq!(jwt.memory.bad.len(), 1);
+    assert_eq!(refusal(&jwt, &forged), "the signature is wrong");
+    // Remembered with the keys that refused it.
+    jwt.store.install(set(&[&forger]).as_bytes()).expect("keys");
+    assert!(matches!(now_or_never(&jwt, &mut bearer(&forged)), AuthVerdict::Accepted));
+    let early = signer.token(&with("nbf", json!(unix() + 120)));
+    assert_eq!(refusal(&jwt, &early), "the token is not valid yet");
+    assert_eq!(jwt.memory.bad.len(), 1, "what time undoes is not remembered");
+}
+
+#[test]
 fn the_same_token_is_verified_once() {
     let signer = Signer::new("k1");
     let jwt = inline(&[&signer], json!({"forwardToken": true}));
@@ -215,7 +282,7 @@ fn a_cached_verdict_dies_with_its_token() {
     let jwt = inline(&[&signer], json!({"leeway": "0s"}));
     let token = signer.token(&with("exp", json!(unix() as f64 + 1.2)));
     assert!(matches!(now_or_never(&jwt, &mut bearer(&token)), AuthVerdict::Accepted));
-    let pass = jwt.cache.iter().next().expect("cached").1;
+    let pass = jwt.memory.good.iter().next().expect("cached").1;
     let left = pass.user.expires.since(now());
     assert!(left <= Duration::from_millis(2200), "no longer than the token: {left:?}");
     while now() < pass.user.expires {
@@ -391,6 +458,10 @@ fn bad_sections_name_their_cure() {
         (json!({"issuer": "i", "audiences": [], "jwks": keys}), "no audience"),
         (config(json!({}), json!({})), "exactly one of"),
         (config(json!({"url": "https://a", "file": "b"}), json!({})), "exactly one of"),
+        (config(json!({"discovery": true, "file": "b"}), json!({})), "exactly one of"),
+        (config(json!({"discovery": true}), json!({"algorithms": ["HS256"]})), "shared secrets"),
+        (json!({"issuer": "joe", "audiences": ["a"]}), "needs an issuer that is an `https` URL"),
+        (json!({"issuer": "https://id.test/?a", "audiences": ["a"]}), "a query or a fragment"),
         (config(json!({"url": "http://id.example.com/jwks"}), json!({})), "not encrypted"),
         (config(json!({"url": "ftp://id.example.com/jwks"}), json!({})), "neither https nor http"),
         (config(json!({"url": "https://a:b@c/"}), json!({})), "credentials"),
@@ -476,9 +547,38 @@ async fn the_first_requests_wait_for_the_first_fetch() {
     assert!(matches!(verdict(&jwt, &mut bearer(&token)).await, AuthVerdict::Accepted));
     // The same section again: the same keys, no second task, no second fetch.
     let again = living(issuer.config(), &mut estate);
-    assert!(Arc::ptr_eq(&jwt.store, &again.store) && Arc::ptr_eq(&jwt.cache, &again.cache));
+    assert!(Arc::ptr_eq(&jwt.store, &again.store) && Arc::ptr_eq(&jwt.memory, &again.memory));
     assert!(matches!(now_or_never(&again, &mut bearer(&token)), AuthVerdict::Accepted));
     assert_eq!(issuer.asked.load(SeqCst), 1);
+}
+
+/// OpenID Connect Discovery section 4: the document beside the issuer says where the keys are.
+#[tokio::test]
+async fn keys_are_discovered() {
+    let signer = Signer::new("k1");
+    let keys = Issuer::start(Some(set(&[&signer]))).await;
+    let site = Issuer::start(None).await;
+    // The issuer is the server's own address; whatever path is asked for, it serves the document.
+    let issuer = site.url.trim_end_matches("/jwks.json").to_owned();
+    let document = |issuer: &str| Some(json!({"issuer": issuer, "jwks_uri": keys.url, "more": [1]}).to_string());
+    site.serve(document("https://evil.test/"));
+    let section = json!({"issuer": issuer, "audiences": ["shop"]});
+    let mut estate = Estate::default();
+    let jwt = living(section.clone(), &mut estate);
+    let mut claims = good();
+    claims["iss"] = json!(issuer);
+    let token = signer.token(&claims);
+    assert!(matches!(verdict(&jwt, &mut bearer(&token)).await, AuthVerdict::Unavailable(_)), "another's document");
+    assert_eq!(keys.asked.load(SeqCst), 0);
+    site.serve(document(&issuer));
+    let accepted = async {
+        while !matches!(verdict(&jwt, &mut bearer(&token)).await, AuthVerdict::Accepted) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), accepted).await.expect("tried again by itself");
+    let again = living(section, &mut estate);
+    assert!(Arc::ptr_eq(&jwt.store, &again.store));
 }
 
 #[tokio::test]
@@ -544,6 +644,35 @@ async fn a_new_key_is_fetched_once_for_all_who_wait_and_old_ones_outlive_a_failu
 
     drop(jwt);
     tokio::time::timeout(Duration::from_secs(10), task).await.expect("ends with its store").expect("no panic");
+}
+
+#[tokio::test]
+async fn keys_that_nobody_confirms_are_given_up_in_time() {
+    let signer = Signer::new("k1");
+    let issuer = Issuer::start(Some(set(&[&signer]))).await;
+    let mut config = issuer.config();
+    config["jwks"]["maxStale"] = json!("2s");
+    config["jwks"]["refresh"] = json!("1s");
+    let jwt = living(config, &mut Estate::default());
+    let token = signer.token(&good());
+    let verdict = async || verdict(&jwt, &mut bearer(&token)).await;
+    let until = async |wanted: fn(&AuthVerdict) -> bool| {
+        let wait = async {
+            while !wanted(&verdict().await) {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(15), wait).await.expect("in time");
+    };
+    assert!(matches!(verdict().await, AuthVerdict::Accepted));
+    issuer.serve(None);
+    let begun = now();
+    until(|v| matches!(v, AuthVerdict::Unavailable(_))).await;
+    // Confirmed at most a refresh before the issuer went away.
+    assert!(now().since(begun) > Duration::from_millis(800), "an outage is bridged: {:?}", now().since(begun));
+    assert_eq!(jwt.store.generation(), 0, "a verdict in the cache does not count either");
+    issuer.serve(Some(set(&[&signer])));
+    until(|v| matches!(v, AuthVerdict::Accepted)).await;
 }
 
 #[tokio::test]

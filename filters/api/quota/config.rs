@@ -18,11 +18,13 @@ pub struct Limit {
     /// How many may come at once. Default: `limit`.
     pub burst: Option<Spot<u64>>,
     /// Who shares the count. Only `local` (this process) for now. Default `local`.
+    #[schemars(extend("default" = "local"))]
     #[serde(default)]
     pub scope: Option<Spot<Scope>>,
     /// Name in headers and metrics. Default: `by`-`per`, such as `user.sub-1m`.
     pub name: Option<Spot<String>>,
     /// Keys remembered at a time. Default 100000.
+    #[schemars(extend("default" = 100000))]
     pub max_keys: Option<Spot<u64>>,
 }
 

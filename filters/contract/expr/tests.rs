@@ -18,7 +18,7 @@ fn full() -> RequestCx {
         "groups": ["a", "b"], "realm": {"roles": ["x"], "name": "r"}
     })));
     rq.consumer = Some(Arc::new(Consumer { name: "acme".into(), plan: None, scopes: vec!["orders".into()] }));
-    rq.workload = Some(Arc::new(Workload { id: "spiffe://corp/ns/web/sa/front".into(), names: Vec::new() }));
+    rq.workload = Some(Arc::new(Workload { id: "spiffe://corp/ns/web/sa/front".into(), ..Default::default() }));
     rq.headers.insert("x-beta", "1".parse().expect("a value"));
     rq.headers.append("x-two", "a".parse().expect("a value"));
     rq.headers.append("x-two", "b".parse().expect("a value"));

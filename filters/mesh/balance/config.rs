@@ -1,25 +1,10 @@
 //! Keys of `loadBalancer` that policies share.
 
-use schemars::JsonSchema;
-use serde::Deserialize;
-
 use super::pool::Rules;
 use crate::contract::section::{ConfigError, Node};
 use crate::contract::units::{Duration, Percent};
 use crate::contract::{Build, now};
 use crate::mesh::service_of;
-
-/// `loadBalancer` of a policy without keys of its own.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct Plain {
-    /// Name of the policy.
-    pub policy: Option<String>,
-    /// How long a newcomer's share grows from 10 % to its full weight; `0s`, the default, is at once.
-    pub slow_start: Duration,
-    /// Below this share of available endpoints all are used, ejected ones included; `0%` turns it off. Default `50%`.
-    pub panic_threshold: Option<Percent>,
-}
 
 /// Default of `panicThreshold`.
 pub const PANIC: f64 = 0.5;

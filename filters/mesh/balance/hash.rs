@@ -56,8 +56,10 @@ pub struct Section {
     /// The part of a request that decides.
     pub hash: Spot<HashOn>,
     /// No endpoint gets more than this times the mean of tries in flight; `0` turns it off. Default 1.25.
+    #[schemars(extend("default" = 1.25))]
     pub load_factor: Option<Spot<f64>>,
     /// Below this share of available endpoints all are used, ejected ones included; `0%` turns it off. Default `50%`.
+    #[schemars(extend("default" = "50%"))]
     pub panic_threshold: Option<Percent>,
 }
 

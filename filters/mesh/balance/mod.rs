@@ -2,9 +2,13 @@
 
 pub mod config;
 pub mod hash;
+pub mod hashed;
+#[cfg(test)]
+mod hashed_tests;
 pub mod least_request;
 pub mod maglev;
 pub mod peak_ewma;
+pub mod plain;
 pub mod pool;
 pub mod random;
 pub mod ring_hash;

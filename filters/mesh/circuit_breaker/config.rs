@@ -17,7 +17,9 @@ pub struct Section {
     #[schemars(range(min = 1))]
     pub max_connections: Option<std::num::NonZeroU32>,
     /// Most tries that wait for a place; 0 refuses at once. Default 1024.
+    #[schemars(extend("default" = 1024))]
     pub max_pending: Option<u32>,
     /// How long a try waits for a place. Default `1s`.
+    #[schemars(extend("default" = "1s"))]
     pub pending_timeout: Option<Duration>,
 }

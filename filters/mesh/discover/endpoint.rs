@@ -8,7 +8,7 @@ use std::sync::Arc;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::contract::mesh::{Address, Found};
+use crate::contract::mesh::{Address, Found, Labels};
 
 /// One item of a list of endpoints.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -35,6 +35,16 @@ pub struct Full {
     /// Failover tier; 0, the default, is used first.
     #[serde(default)]
     pub priority: u32,
+    /// Names and values that subsets are made of, such as `{ version: v2 }`.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+}
+
+impl Full {
+    /// An address and the defaults.
+    pub fn at(address: impl Into<String>) -> Self {
+        Self { address: address.into(), weight: 1, zone: String::new(), priority: 0, labels: BTreeMap::new() }
+    }
 }
 
 const fn one() -> u32 {
@@ -61,13 +71,15 @@ pub struct Written {
     pub zone: Arc<str>,
     /// See [`Full`].
     pub priority: u32,
+    /// See [`Full`].
+    pub labels: Labels,
 }
 
 impl Item {
     /// Reads the address in it.
     pub fn parse(self) -> Result<Written, String> {
         let full = match self {
-            Self::Plain(address) => Full { address, weight: 1, zone: String::new(), priority: 0 },
+            Self::Plain(address) => Full::at(address),
             Self::Full(full) => full,
         };
         Ok(Written {
@@ -75,6 +87,7 @@ impl Item {
             weight: full.weight,
             zone: full.zone.into(),
             priority: full.priority,
+            labels: full.labels.into_iter().collect(),
         })
     }
 }
@@ -82,7 +95,13 @@ impl Item {
 impl Written {
     /// The endpoint at an address of its name, or at its own.
     pub fn at(&self, address: Address) -> Found {
-        Found { address, weight: self.weight, zone: self.zone.clone(), priority: self.priority }
+        Found {
+            address,
+            weight: self.weight,
+            zone: self.zone.clone(),
+            priority: self.priority,
+            labels: self.labels.clone(),
+        }
     }
     /// The endpoint, if its address is known without asking.
     pub fn known(&self) -> Option<Found> {
@@ -154,7 +173,7 @@ mod tests {
 
     fn found(address: &str, weight: u32) -> Found {
         match place(address) {
-            Ok(Place::At(address)) => Found { address, weight, zone: "".into(), priority: 0 },
+            Ok(Place::At(address)) => Found { weight, ..Found::at(address) },
             other => panic!("{other:?}"),
         }
     }

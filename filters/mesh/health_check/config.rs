@@ -19,12 +19,16 @@ pub struct Section {
     /// A connection is enough (with TLS: a handshake).
     pub tcp: Option<Tcp>,
     /// From one probe to the next, give or take a fifth. Default `5s`.
+    #[schemars(extend("default" = "5s"))]
     pub interval: Option<Spot<units::Duration>>,
     /// Limit of one probe, connecting included. Default `1s`.
+    #[schemars(extend("default" = "1s"))]
     pub timeout: Option<Spot<units::Duration>>,
     /// Passes in a row that make an unhealthy endpoint healthy. Default 2. The first pass of an unknown one is enough.
+    #[schemars(extend("default" = 2))]
     pub healthy: Option<std::num::NonZeroU32>,
     /// Failures in a row that make an endpoint unhealthy. Default 3.
+    #[schemars(extend("default" = 3))]
     pub unhealthy: Option<std::num::NonZeroU32>,
 }
 
@@ -37,6 +41,7 @@ pub struct Http {
     /// `Host` field. Default: the endpoint's address.
     pub host: Option<Spot<String>>,
     /// Statuses that pass: 200, "200-299". Default: every 2xx.
+    #[schemars(extend("default" = ["200-299"]))]
     pub expected_statuses: Option<Vec<Spot<Statuses>>>,
 }
 

@@ -13,8 +13,10 @@ use crate::contract::units::{self, Percent};
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Section {
     /// False turns it off. Default true.
+    #[schemars(extend("default" = true))]
     pub enabled: Option<bool>,
     /// 5xx answers and failed tries in a row that eject an endpoint; 0 = never. Default 5.
+    #[schemars(extend("default" = 5))]
     #[serde(rename = "consecutive5xx")]
     pub consecutive_5xx: Option<u32>,
     /// 502, 503, 504 and failed tries in a row that eject an endpoint; 0, the default, = not counted apart.
@@ -22,15 +24,20 @@ pub struct Section {
     /// Count failures to connect apart from answers. Default false: both count as 5xx.
     pub split_local_origin_errors: bool,
     /// Failures to connect in a row that eject an endpoint, if counted apart. Default 5.
+    #[schemars(extend("default" = 5))]
     pub consecutive_local_origin_failures: Option<u32>,
     /// An endpoint that is back for this long is forgiven one of its ejections, and so on. Default `10s`.
+    #[schemars(extend("default" = "10s"))]
     pub interval: Option<Spot<units::Duration>>,
     /// Length of the first ejection; the n-th takes n times as long. Default `30s`.
+    #[schemars(extend("default" = "30s"))]
     pub base_ejection_time: Option<Spot<units::Duration>>,
     /// Longest ejection. Default `5m`.
+    #[schemars(extend("default" = "5m"))]
     pub max_ejection_time: Option<units::Duration>,
     /// Share of the endpoints that may be ejected at once; one is always kept, and one may always go if another is left.
     /// Default `50%`.
+    #[schemars(extend("default" = "50%"))]
     pub max_ejection_percent: Option<Percent>,
 }
 

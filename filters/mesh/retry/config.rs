@@ -15,24 +15,29 @@ use crate::contract::units::{self, Percent, Size};
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Section {
     /// Retries after the first try, as in Gateway API. Default 1.
+    #[schemars(extend("default" = 1))]
     pub attempts: Option<u32>,
-    /// What is worth another try. Default: only what provably never ran.
+    /// What is worth another try. Default `[never-ran]`: no connection, a refused stream, nothing sent.
+    #[schemars(extend("default" = ["never-ran"]))]
     pub retry_on: Option<Vec<Class>>,
     /// Response fields whose presence, with `retriable-headers` in `retryOn`, asks for another try.
     pub retriable_headers: Vec<Spot<String>>,
     /// Shortest pause before the first retry; it doubles with each and is drawn between itself and twice itself. Default
     /// `25ms`.
+    #[schemars(extend("default" = "25ms"))]
     pub backoff: Option<units::Duration>,
     /// Longest pause. Default 10 times `backoff`.
     pub max_backoff: Option<Spot<units::Duration>>,
     /// Longest pause an endpoint may ask for (`Retry-After`, `grpc-retry-pushback-ms`); beyond it there is no retry.
     /// Default `10s`.
+    #[schemars(extend("default" = "10s"))]
     pub max_retry_after: Option<units::Duration>,
     /// Limit of one try; the request's own timeout bounds them all.
     pub per_try_timeout: Option<Spot<units::Duration>>,
     /// How much retries may add to the service's load.
     pub budget: Budget,
     /// Bytes of request body kept for another try; beyond it the request streams on and is not retried. Default `64KiB`.
+    #[schemars(extend("default" = "64KiB"))]
     pub body_limit: Option<Size>,
     /// Also retry methods that are not idempotent (POST, PATCH) after a try that may have run. Default false.
     pub retry_non_idempotent: bool,
@@ -57,6 +62,8 @@ impl Default for Budget {
 /// One word of `retryOn`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
+    /// The try provably never ran: no connection, a refused stream, a stream above GOAWAY's last, nothing sent.
+    NeverRan,
     ConnectFailure,
     RefusedStream,
     Reset,
@@ -69,7 +76,8 @@ pub enum Class {
 }
 
 /// Words and what they stand for.
-const WORDS: [(&str, Class); 12] = [
+const WORDS: [(&str, Class); 13] = [
+    ("never-ran", Class::NeverRan),
     ("connect-failure", Class::ConnectFailure),
     ("refused-stream", Class::RefusedStream),
     ("reset", Class::Reset),

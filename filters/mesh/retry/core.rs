@@ -95,6 +95,7 @@ fn worth(s: &Settings, outcome: &TryOutcome<'_>) -> Option<Worth> {
 fn matches_failure(class: Class, reason: Reason, never_ran: bool) -> bool {
     let connect = matches!(reason, Reason::ConnectFailed | Reason::ConnectTimeout | Reason::TlsFailed);
     match class {
+        Class::NeverRan => never_ran,
         Class::ConnectFailure => connect,
         Class::RefusedStream => reason == Reason::RefusedStream || (never_ran && reason == Reason::Reset),
         // No complete answer began: closed, reset, garbled or silent. A refused connection was never open.
@@ -116,7 +117,7 @@ fn matches_answer(s: &Settings, class: Class, status: StatusCode, headers: &Head
         Class::Retriable4xx => status == StatusCode::CONFLICT,
         Class::RetriableHeaders => s.retriable_headers.iter().any(|h| headers.contains_key(h)),
         // Names of gRPC codes match gRPC answers only; 503 has its own word.
-        Class::Grpc(_) | Class::ConnectFailure | Class::RefusedStream | Class::Reset => false,
+        Class::Grpc(_) | Class::NeverRan | Class::ConnectFailure | Class::RefusedStream | Class::Reset => false,
     }
 }
 

@@ -256,3 +256,15 @@ fn sections() {
     );
     assert_eq!((all.attempts, all.body_limit, all.per_try_timeout), (2, 65536, Some(Duration::from_millis(900))));
 }
+
+#[test]
+fn the_default_written_out_is_the_default() {
+    let (silent, written) = (settings("{}"), settings(r#"{"retryOn":["never-ran"]}"#));
+    for reason in Reason::ALL.iter().copied() {
+        for proof in [Proof::NeverRan, Proof::MayHaveRun] {
+            let outcome = failure(reason, proof);
+            let (a, b) = (ask(&silent, &case(&outcome)), ask(&written, &case(&outcome)));
+            assert_eq!(format!("{a:?}"), format!("{b:?}"), "{reason} {proof:?}");
+        }
+    }
+}

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use onehop_filters::contract::section::suggest;
+use onehop_filters::contract::section::{Value, suggest};
 use onehop_filters::contract::units::Duration;
 use onehop_filters::contract::{Node, Span, Spot};
 
@@ -63,7 +63,6 @@ impl Lower<'_> {
     pub(super) fn cross_check(&mut self, plan: &Plan) {
         self.repeated_routes(plan);
         self.repeated_binds(plan);
-        self.repeated_keys(plan);
         self.fallback_loops(plan);
         self.slow_tries(plan);
         self.shadowed(plan);
@@ -100,22 +99,6 @@ impl Lower<'_> {
                     self.error(listener.span, message, "give each its own address or port");
                 }
                 None => drop(seen.insert(listener.bind.clone(), (listener.name.to_string(), Some(listener.span)))),
-            }
-        }
-    }
-
-    fn repeated_keys(&mut self, plan: &Plan) {
-        let mut owners = BTreeMap::new();
-        for (name, consumer) in &plan.consumers {
-            for key in &consumer.api_keys {
-                if let Some(first) = owners.insert(*key, name) {
-                    let (message, at) = if first == name {
-                        (format!("an API key of consumer `{name}` stands twice"), consumer.span)
-                    } else {
-                        (format!("consumers `{first}` and `{name}` share an API key"), consumer.span)
-                    };
-                    self.error(at, message, "a key has one owner: make a new one");
-                }
             }
         }
     }
@@ -179,7 +162,10 @@ impl Lower<'_> {
             if let Action::Forward(targets) = &route.action {
                 used.extend(targets.iter().map(|(s, _)| s.as_str()));
             }
+            // A filter may ask a service: whatever its section says that is the name of one.
+            route.filters.iter().for_each(|(_, section)| texts(section, &mut used));
         }
+        plan.identities.values().for_each(|(_, section)| texts(section, &mut used));
         for service in plan.services.values() {
             if let Some(Fallback::Service(s)) = &service.fallback {
                 used.insert(s);
@@ -192,6 +178,16 @@ impl Lower<'_> {
             let help = "add `listeners: { web: { bind: 0.0.0.0:8080 } }`";
             self.warn(Span { file: 0, line: 1, column: 1 }, "there is no listener: nothing is served", help);
         }
+    }
+}
+
+/// Every text in a section.
+fn texts<'a>(node: &'a Node, found: &mut BTreeSet<&'a str>) {
+    match &node.value {
+        Value::Str(text) => drop(found.insert(text)),
+        Value::Seq(items) => items.iter().for_each(|item| texts(item, found)),
+        Value::Map(map) => map.iter().for_each(|(_, value)| texts(value, found)),
+        _ => {}
     }
 }
 
@@ -211,6 +207,7 @@ fn places(route: &Route, plan: &Plan) -> Vec<String> {
         let mut m = m.clone();
         m.headers.sort_by(|a, b| a.0.as_str().cmp(b.0.as_str()));
         m.query.sort_by(|a, b| a.0.cmp(&b.0));
+        m.cookies.sort_by(|a, b| a.0.cmp(&b.0));
         m.methods.sort_by(|a, b| a.as_str().cmp(b.as_str()));
         for host in hosts {
             for listener in &listeners {

@@ -104,12 +104,17 @@ impl Lower<'_> {
             let at = node.get("clientCa").map_or(tls.span, |n| n.span);
             self.error(at, "`mode: mesh` checks clients against the workload's `ca`", "remove `clientCa`");
         }
+        if let (Some(first), false, None) = (tls.crl.first(), mesh, &tls.client_ca) {
+            let help = "add `clientCa: FILE`, the bundle that client certificates are checked against";
+            self.error(first.span, "`crl` needs `clientCa`", help);
+        }
         let path = |p: &std::path::Path| self.dir.join(p);
         Some(ListenerTls {
             mesh,
             certificates: tls.certificates.iter().map(|c| (path(&c.cert), path(&c.key))).collect(),
             only_13: tls.min_version == raw::TlsVersion::Tls13,
             client_ca: tls.client_ca.as_deref().map(path),
+            crl: tls.crl.iter().map(|file| path(&file.value)).collect(),
             client_required: tls.client_auth.as_ref().is_none_or(|a| a.value == raw::ClientAuth::Required),
         })
     }

@@ -8,28 +8,29 @@ mod service;
 
 pub use service::POLICY;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use onehop_filters::contract::principal::Priority;
 use onehop_filters::contract::section::{Value, suggest};
-use onehop_filters::contract::units::Secret;
-use onehop_filters::contract::{ConfigError, Entry, Node, Role, Span};
+use onehop_filters::contract::{ConfigError, Entry, Held, Node, Role, Span};
 
 use super::plan::{AccessLog, Admin, Bind, ConsumerPlan, Lifecycle, Plan, PlanPlan, Telemetry, TlsIdentity, Tracing};
 use super::raw;
 use super::report::{Files, by_place};
 use check::Names;
+use section::keys;
 
 /// The plan of a merged tree whose variables are filled in; `None` if no plan can be made of it. It is good only if no
 /// error was added.
-pub fn plan(root: &Node, entries: &[Entry], dir: &Path, errors: &mut Vec<ConfigError>) -> Option<Plan> {
-    let known = Names::of(root);
+pub fn plan(root: Node, entries: &[Entry], dir: &Path, errors: &mut Vec<ConfigError>) -> Option<Plan> {
+    let known = Names::of(&root);
     Lower { entries, dir: dir.to_path_buf(), errors, warnings: Vec::new(), known, filled: None }.plan(root)
 }
 
 /// The engine's own sections with every default filled in, as JSON, in the order of the raw types.
-pub fn filled(root: &Node, entries: &[Entry], dir: &Path) -> serde_json::Value {
+pub fn filled(root: Node, entries: &[Entry], dir: &Path) -> serde_json::Value {
     let mut errors = Vec::new();
     let filled = Some(serde_json::Map::new());
     let mut lower = Lower {
@@ -37,7 +38,7 @@ pub fn filled(root: &Node, entries: &[Entry], dir: &Path) -> serde_json::Value {
         dir: dir.to_path_buf(),
         errors: &mut errors,
         warnings: Vec::new(),
-        known: Names::of(root),
+        known: Names::of(&root),
         filled,
     };
     lower.plan(root);
@@ -49,6 +50,7 @@ pub fn filled(root: &Node, entries: &[Entry], dir: &Path) -> serde_json::Value {
 enum Slot {
     Route,
     Identity,
+    Consumer,
     Discover,
     Balance,
     Service,
@@ -65,7 +67,10 @@ struct Lower<'a> {
 }
 
 impl<'a> Lower<'a> {
-    fn plan(&mut self, root: &Node) -> Option<Plan> {
+    fn plan(&mut self, mut root: Node) -> Option<Plan> {
+        // Routes are most of a large configuration: their part of the tree goes as they are read.
+        let routes = take(&mut root, "routes");
+        let root = &root;
         self.version(root);
         self.unavailable(root, "state", "shared quota state");
         let admin = self.admin(root);
@@ -76,12 +81,13 @@ impl<'a> Lower<'a> {
         let plans = self.named(root, "plans", "plan", |this, _, _, node| this.plan_plan(node));
         let consumers =
             self.named(root, "consumers", "consumer", |this, name, span, node| this.consumer(name, span, node));
+        self.credentials(&consumers);
         let services = self.named(root, "services", "service", Self::service);
-        let routes = self.routes(root);
+        let routes = self.routes(routes);
         let workload = self.workload(root);
         let telemetry = self.telemetry(root);
         let lifecycle = self.lifecycle(root);
-        let workers = self.workers(root);
+        let (workers, max_requests, max_memory) = self.runtime(root);
         let plan = Plan {
             dir: self.dir.clone(),
             hash: 0,
@@ -96,7 +102,10 @@ impl<'a> Lower<'a> {
             telemetry,
             lifecycle,
             workers,
-            source: Node { span: root.span, value: Value::Null },
+            span: root.span,
+            admin_span: root.get("admin").map_or(root.span, |admin| admin.get("bind").unwrap_or(admin).span),
+            max_requests,
+            max_memory,
             files: Files::default(),
             warnings: Vec::new(),
         };
@@ -118,6 +127,7 @@ impl<'a> Lower<'a> {
         let fits = |role: &Role| match role {
             Role::Api { .. } => slot == Slot::Route,
             Role::Identity(_) => slot == Slot::Identity,
+            Role::Credential(_) => slot == Slot::Consumer,
             Role::Discover(_) => slot == Slot::Discover,
             Role::Balance(_) => slot == Slot::Balance,
             Role::Gate(_) | Role::Retry(_) | Role::Check(_) => slot == Slot::Service,
@@ -189,19 +199,23 @@ impl<'a> Lower<'a> {
     }
 
     fn consumer(&mut self, name: &str, span: Span, node: &Node) -> Option<ConsumerPlan> {
-        let raw: raw::Consumer = self.read(node)?;
+        let kinds = self.names(Slot::Consumer);
+        let (engine, sections) = self.split(node, &keys::<raw::Consumer>(), &kinds)?;
+        let raw: raw::Consumer = self.read(&engine)?;
         self.fill_at("consumers", name, &raw);
-        let mut api_keys = Vec::with_capacity(raw.api_keys.len());
-        for key in &raw.api_keys {
-            match digest(&key.value, &self.dir) {
-                Ok(digest) => api_keys.push(digest),
-                Err((message, help)) => self.error(key.span, message, help),
-            }
-        }
         if let Some(plan) = &raw.plan {
             self.must_know_plan(plan);
         }
-        Some(ConsumerPlan { span, plan: raw.plan.map(|p| p.value), api_keys, scopes: raw.scopes })
+        let credentials = sections.into_iter().map(|(k, n)| (k.name, n)).collect();
+        Some(ConsumerPlan { span, plan: raw.plan.map(|p| p.value), credentials, scopes: raw.scopes })
+    }
+
+    /// Credentials are judged over all consumers at once: one that two of them hold names nobody.
+    fn credentials(&mut self, consumers: &BTreeMap<String, ConsumerPlan>) {
+        for entry in self.entries {
+            let Role::Credential(judge) = entry.role else { continue };
+            self.errors.extend(judge(&held(consumers, entry.name), &self.dir));
+        }
     }
 
     fn workload(&mut self, root: &Node) -> Option<TlsIdentity> {
@@ -263,8 +277,25 @@ impl<'a> Lower<'a> {
         Lifecycle { drain: raw.drain.0, unready: raw.unready.0, outbound_until_app_exits: raw.outbound_until_app_exits }
     }
 
-    fn workers(&mut self, root: &Node) -> Option<usize> {
+    fn runtime(&mut self, root: &Node) -> (Option<usize>, Option<u32>, Option<u64>) {
         let raw: raw::Runtime = self.top(root, "runtime");
+        let workers = self.workers(&raw);
+        let most = raw.max_requests.and_then(|n| match u32::try_from(n.value) {
+            Ok(n) if n > 0 => Some(n),
+            _ => {
+                self.error(n.span, format!("{} requests are no limit", n.value), "from 1 to 4294967295");
+                None
+            }
+        });
+        // Less than the process needs by itself would refuse every request.
+        const LEAST: u64 = 64 << 20;
+        if let Some(size) = raw.max_memory.as_ref().filter(|size| size.value.0 < LEAST) {
+            self.error(size.span, "the process needs more memory by itself", "64MiB or more");
+        }
+        (workers, most, raw.max_memory.map(|size| size.value.0))
+    }
+
+    fn workers(&mut self, raw: &raw::Runtime) -> Option<usize> {
         match &raw.workers.value {
             Value::Str(s) if s == "auto" => None,
             Value::Int(n @ 1..=1024) => usize::try_from(*n).ok(),
@@ -296,26 +327,20 @@ impl<'a> Lower<'a> {
     }
 }
 
-const HEADER_NAME: &str = "letters, digits and `-`, such as `x-request-id`";
-
-/// SHA-256 of an API key.
-fn digest(key: &Secret, dir: &Path) -> Result<[u8; 32], (String, String)> {
-    let text = key.reveal(dir).map_err(|e| (e, "make the secret readable for this process".to_owned()))?;
-    let Some(hex) = text.strip_prefix("sha256:") else {
-        if text.is_empty() {
-            return Err(("an API key is empty".to_owned(), "write a key of at least 16 characters".to_owned()));
-        }
-        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, text.as_bytes());
-        return Ok(digest.as_ref().try_into().expect("SHA-256 has 32 bytes"));
-    };
-    let byte = |pair: &[u8]| std::str::from_utf8(pair).ok().and_then(|p| u8::from_str_radix(p, 16).ok());
-    let bytes: Option<Vec<u8>> = if hex.bytes().all(|b| b.is_ascii_hexdigit()) && hex.len() == 64 {
-        hex.as_bytes().chunks(2).map(byte).collect()
-    } else {
-        None
-    };
-    bytes.and_then(|b| b.try_into().ok()).ok_or_else(|| {
-        let help = "64 hex digits follow `sha256:`; make them with `printf %s KEY | sha256sum`";
-        ("this is not a SHA-256 digest".to_owned(), help.to_owned())
-    })
+/// Takes what stands under a key out of a map.
+fn take(root: &mut Node, key: &str) -> Option<Node> {
+    let Value::Map(map) = &mut root.value else { return None };
+    let (_, node) = map.iter_mut().find(|(k, _)| k.name == key)?;
+    let span = node.span;
+    Some(std::mem::replace(node, Node { span, value: Value::Null }))
 }
+
+/// What consumers hold under one key, in the order of their names.
+pub fn held(consumers: &BTreeMap<String, ConsumerPlan>, key: &str) -> Vec<Held> {
+    let held = |(name, consumer): (&String, &ConsumerPlan)| {
+        Some(Held { owner: name.clone(), section: consumer.credentials.get(key)?.clone() })
+    };
+    consumers.iter().filter_map(held).collect()
+}
+
+const HEADER_NAME: &str = "letters, digits and `-`, such as `x-request-id`";

@@ -7,7 +7,7 @@ use onehop_filters::contract::section::{Key, Value, suggest};
 use onehop_filters::contract::{Node, Span, Spot};
 
 use super::super::env::literal;
-use super::super::plan::{Action, Canned, Match, PathMatch, PathRewrite, Redirect, Route, ValueMatch};
+use super::super::plan::{Action, Canned, Match, PathMatch, PathRewrite, Redirect, Route, Sticky, ValueMatch};
 use super::super::raw;
 use super::listener::limit;
 use super::section::{keys, split_help, without};
@@ -17,21 +17,24 @@ use super::{HEADER_NAME, Lower, Slot};
 const REGEX_SIZE: usize = 1 << 20;
 
 impl Lower<'_> {
-    pub(super) fn routes(&mut self, root: &Node) -> Vec<Route> {
-        let Some(node) = root.get("routes") else { return Vec::new() };
-        let items = match &node.value {
-            Value::Seq(items) => items.as_slice(),
-            Value::Null => &[],
+    pub(super) fn routes(&mut self, node: Option<Node>) -> Vec<Route> {
+        let Some(node) = node else { return Vec::new() };
+        let items = match node.value {
+            Value::Seq(items) => items,
+            Value::Null => Vec::new(),
             _ => {
                 self.error(node.span, "`routes` is a list", "begin each route with `- name: NAME`");
-                &[]
+                Vec::new()
             }
         };
         if self.filled.is_some() {
             self.fill("routes", || serde_json::json!([]));
         }
         let (engine, filters) = (keys::<raw::Route>(), self.names(Slot::Route));
-        items.iter().filter_map(|item| self.route(item, &engine, &filters)).collect()
+        let mut routes: Vec<Route> =
+            items.into_iter().filter_map(|item| self.route(&item, &engine, &filters)).collect();
+        routes.shrink_to_fit();
+        routes
     }
 
     fn route(&mut self, node: &Node, engine: &[String], filters: &[&str]) -> Option<Route> {
@@ -55,6 +58,7 @@ impl Lower<'_> {
         let matches = raw.matches.iter().filter_map(|m| self.matching(m)).collect();
         let upgrades = raw.upgrades.iter().filter_map(|u| self.upgrade(u)).collect();
         let action = self.action(&raw, &own);
+        let sticky = self.sticky(&raw);
         Some(Route {
             name: Arc::from(raw.name.value.as_str()),
             span: raw.name.span,
@@ -66,6 +70,7 @@ impl Lower<'_> {
             idle_timeout: limit(raw.timeouts.idle.0),
             upgrades,
             body_limit: raw.body_limit.map(|s| if s.0 == 0 { u64::MAX } else { s.0 }),
+            sticky,
             action: action?,
             inherit_deadline: raw.carry.is_some_and(|c| c.deadline.is_some()),
         })
@@ -127,7 +132,13 @@ impl Lower<'_> {
                 query.push((key.name, value));
             }
         }
-        Some(Match { path, methods, headers, query })
+        let mut cookies = Vec::new();
+        for (key, node) in self.pairs(raw.cookies.as_ref()) {
+            if let Some(value) = self.value(&node) {
+                cookies.push((key.name, value));
+            }
+        }
+        Some(Match { path, methods, headers, query, cookies })
     }
 
     fn pairs(&mut self, node: Option<&Node>) -> Vec<(Key, Node)> {
@@ -264,6 +275,33 @@ impl Lower<'_> {
             return self.redirect(redirect, node).map(Action::Redirect);
         }
         self.canned(raw.respond.as_ref()?).map(|c| Action::Respond(Arc::new(c)))
+    }
+
+    fn sticky(&mut self, raw: &raw::Route) -> Option<Sticky> {
+        let section = raw.sticky.as_ref()?;
+        if !raw.to.as_ref().is_some_and(|to| matches!(to.value, Value::Seq(_))) {
+            let help = "write `to: [{ service: a, weight: 90 }, { service: b, weight: 10 }]`";
+            self.error(section.span, "there is nothing to choose between", help);
+        }
+        let (by, cookie) = match (&section.by, &section.cookie) {
+            (Some(by), None) => (by.clone(), None),
+            (None, Some(name)) => {
+                if HeaderName::try_from(name.as_str()).is_err() {
+                    self.error(name.span, format!("`{}` is not the name of a cookie", name.value), "write `split`");
+                }
+                let age = section.max_age.as_ref().map(|age| age.value.0);
+                (Spot { span: name.span, value: String::new() }, Some((name.value.clone(), age)))
+            }
+            _ => {
+                let help = "write `by: user.sub`, or `cookie: NAME` for callers without a name";
+                self.error(section.span, "exactly one of `by` and `cookie` tells callers apart", help);
+                return None;
+            }
+        };
+        if let Some(age) = section.max_age.as_ref().filter(|_| cookie.is_none()) {
+            self.error(age.span, "there is no `cookie` to keep", "remove `maxAge`");
+        }
+        Some(Sticky { by, cookie })
     }
 
     fn targets(&mut self, to: &Node) -> Option<Vec<(String, u32)>> {

@@ -56,7 +56,7 @@ fn listener(name: &str) -> Listener {
 }
 
 fn tls(certificates: Vec<(PathBuf, PathBuf)>) -> ListenerTls {
-    ListenerTls { mesh: false, certificates, only_13: false, client_ca: None, client_required: true }
+    ListenerTls { mesh: false, certificates, only_13: false, client_ca: None, crl: Vec::new(), client_required: true }
 }
 
 /// A set whose connections arrive in a channel.

@@ -41,7 +41,7 @@ fn listener() -> Listener {
 }
 
 fn tls(certificates: Vec<(PathBuf, PathBuf)>) -> ListenerTls {
-    ListenerTls { mesh: false, certificates, only_13: false, client_ca: None, client_required: true }
+    ListenerTls { mesh: false, certificates, only_13: false, client_ca: None, crl: Vec::new(), client_required: true }
 }
 
 fn build(tls: &ListenerTls) -> Result<Acceptor, ConfigError> {
@@ -211,4 +211,42 @@ fn a_replaced_file_makes_it_stale() {
     fs::copy(&files.0, &copy).unwrap();
     fs::rename(&copy, &files.0).unwrap();
     assert!(acceptor.stale());
+}
+
+#[tokio::test]
+async fn a_revoked_client_is_refused_and_the_list_is_read_again() {
+    let authority = Authority::new();
+    let (good, bad) = (authority.issue("good", &["good.test"]), authority.issue("bad", &["bad.test"]));
+    let list = authority.path("list.crl");
+    let files = ListenerTls {
+        client_ca: Some(authority.ca()),
+        crl: vec![list.clone()],
+        ..tls(vec![authority.issue("own", &["a.test"])])
+    };
+    let admits = async |acceptor: &Acceptor, client: &(PathBuf, PathBuf)| {
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        let config = Arc::new(authority.client(Some(client)));
+        let server = TlsAcceptor::from(acceptor.config().clone()).accept(far);
+        tokio::join!(connect(&config, "a.test", near), server).1.is_ok()
+    };
+    assert!(refusal(&files).contains("list.crl"), "a list that is missing is named");
+    fs::write(&list, "no list").unwrap();
+    assert!(refusal(&files).contains("holds no revocation list"));
+
+    fs::write(&list, authority.revoke(&[], 2090).pem().unwrap()).unwrap();
+    let before = build(&files).unwrap();
+    assert!(admits(&before, &good).await && admits(&before, &bad).await);
+    assert!(!before.stale());
+    // In DER, as authorities publish them.
+    fs::write(authority.path("new"), authority.revoke(&[&bad.0], 2090).der()).unwrap();
+    fs::rename(authority.path("new"), &list).unwrap();
+    assert!(before.stale(), "the listener will read it again");
+    let after = build(&files).unwrap();
+    assert_eq!((admits(&after, &good).await, admits(&after, &bad).await), (true, false));
+
+    fs::write(&list, authority.revoke(&[], 2021).pem().unwrap()).unwrap();
+    assert!(!admits(&build(&files).unwrap(), &good).await, "a list that is out of date says nothing");
+    let other = Authority::new();
+    fs::write(&list, other.revoke(&[], 2090).pem().unwrap()).unwrap();
+    assert!(!admits(&build(&files).unwrap(), &good).await, "a list of another authority says nothing");
 }

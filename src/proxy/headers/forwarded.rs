@@ -191,6 +191,8 @@ fn is_internal(name: &HeaderName) -> bool {
         [b'x', b'-', b'o', ..] => name.starts_with("x-onehop-"),
         [b'x', ..] => name == "x-real-ip",
         [b'f', ..] => name == "forwarded",
+        // RFC 9440 section 2.4: whoever ends TLS removes what a client says about its certificate.
+        [b'c', b'l', ..] => matches!(name, "client-cert" | "client-cert-chain"),
         _ => false,
     }
 }
@@ -326,6 +328,8 @@ mod tests {
                 ("x-forwarded-port", "443"),
                 ("x-forwarded-prefix", "/evil"),
                 ("x-forwarded-client-cert", "By=spiffe://x"),
+                ("client-cert", ":MIIBqDCC:"),
+                ("client-cert-chain", ":MIIBqDCC:"),
                 ("forwarded", "for=127.0.0.1"),
                 ("x-real-ip", "127.0.0.1"),
                 ("x-onehop-user", "root"),

@@ -5,7 +5,7 @@
 use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, TRAILER, UPGRADE};
 use http::{Method, StatusCode, Version, response};
 use http_body::SizeHint;
-use onehop_filters::contract::{Fault, Reason};
+use onehop_filters::contract::{Fault, Reason, trailers};
 
 use super::hop::{self, tokens};
 
@@ -122,7 +122,7 @@ fn announced_trailers(headers: &HeaderMap, to: Recipient<'_>) -> Option<HeaderVa
     }
     if headers.contains_key(TRAILER) {
         let names: Vec<&[u8]> = tokens(headers.get_all(TRAILER))
-            .filter(|t| HeaderName::from_bytes(t).is_ok_and(|name| may_trail(&name)))
+            .filter(|t| HeaderName::from_bytes(t).is_ok_and(|name| trailers::permitted(&name)))
             .collect();
         return if names.is_empty() { None } else { HeaderValue::from_bytes(&names.join(&b", "[..])).ok() };
     }
@@ -135,40 +135,6 @@ fn sole_length(headers: &HeaderMap) -> Option<u64> {
     let (only, None) = (lines.next()?, lines.next()) else { return None };
     let digits = only.to_str().ok()?;
     if digits.bytes().all(|b| b.is_ascii_digit()) { digits.parse().ok() } else { None }
-}
-
-/// Removes the trailer fields that must not pass: framing, routing, request modifiers, authentication, and what only the
-/// proxy writes (RFC 9110 section 6.5.1). Others pass: gRPC lets applications choose names.
-pub fn trailers(fields: &mut HeaderMap) {
-    if fields.keys().all(may_trail) {
-        return;
-    }
-    let refused: Vec<HeaderName> = fields.keys().filter(|name| !may_trail(name)).cloned().collect();
-    for name in refused {
-        fields.remove(name);
-    }
-}
-
-fn may_trail(name: &HeaderName) -> bool {
-    let name = name.as_str();
-    let refused = matches!(
-        name,
-        // Framing and connection.
-        "connection" | "content-encoding" | "content-length" | "content-range" | "content-type" | "http2-settings"
-        | "keep-alive" | "proxy-connection" | "te" | "trailer" | "transfer-encoding" | "upgrade"
-        // Routing.
-        | "alt-svc" | "forwarded" | "host" | "location" | "max-forwards" | "via" | "x-real-ip" | "x-request-id"
-        | "traceparent" | "tracestate" | "baggage"
-        // Modifiers of request and response.
-        | "accept-ranges" | "age" | "cache-control" | "date" | "expect" | "expires" | "pragma" | "range" | "retry-after"
-        | "vary" | "warning"
-        // Authentication, sessions, and what browsers enforce.
-        | "authorization" | "cookie" | "set-cookie" | "www-authenticate" | "proxy-authenticate"
-        | "proxy-authorization" | "proxy-status" | "authentication-info" | "proxy-authentication-info"
-        | "content-security-policy" | "strict-transport-security"
-    );
-    let prefixed = ["x-forwarded-", "x-onehop-", "access-control-", "if-", "x-b3-"].iter().any(|p| name.starts_with(p));
-    !refused && !prefixed
 }
 
 #[cfg(test)]
@@ -296,34 +262,5 @@ mod tests {
         ] {
             assert!(!run(200, fields, size, to).unwrap().0.headers.contains_key("trailer"));
         }
-    }
-
-    #[test]
-    fn dangerous_trailers_do_not_pass() {
-        let good =
-            ["grpc-status", "grpc-message", "x-checksum", "server-timing", "content-digest", "etag", "my-own-bin"];
-        let bad = [
-            "content-length",
-            "transfer-encoding",
-            "host",
-            "authorization",
-            "cookie",
-            "set-cookie",
-            "x-forwarded-for",
-            "x-onehop-user",
-            "connection",
-            "te",
-            "trailer",
-            "if-match",
-            "access-control-allow-origin",
-            "content-type",
-        ];
-        let mut fields = HeaderMap::new();
-        for name in good.iter().chain(&bad) {
-            fields.append(*name, HeaderValue::from_static("1"));
-        }
-        trailers(&mut fields);
-        assert_eq!(fields.len(), good.len());
-        assert!(good.iter().all(|name| fields.contains_key(*name)));
     }
 }

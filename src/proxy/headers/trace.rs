@@ -3,6 +3,8 @@
 use http::{HeaderMap, HeaderName, HeaderValue};
 use onehop_filters::contract::Trace;
 
+use crate::observe::spans;
+
 /// The field.
 pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
@@ -34,16 +36,8 @@ pub fn trace(headers: &HeaderMap, restart: bool, sample: f64, mut draw: impl FnM
         if n == 0 { 1 } else { n }
     };
     let trace_id = parent.map_or_else(|| u128::from(nonzero()) << 64 | u128::from(nonzero()), |p| p.trace_id);
-    let sampled = parent.and_then(|p| p.sampled).unwrap_or_else(|| is_sampled(trace_id, sample));
+    let sampled = parent.and_then(|p| p.sampled).unwrap_or_else(|| spans::sample(trace_id, sample));
     Trace { trace_id, parent: parent.map_or(0, |p| p.span), span: nonzero(), sampled }
-}
-
-/// Every proxy with the same ratio decides the same for a trace: by the low 56 bits of its id, which are random.
-fn is_sampled(trace_id: u128, ratio: f64) -> bool {
-    const BITS: u32 = 56;
-    #[expect(clippy::cast_precision_loss, reason = "a ratio needs no more than a float holds")]
-    let place = (trace_id & ((1 << BITS) - 1)) as f64 / (1u64 << BITS) as f64;
-    place < ratio
 }
 
 /// Writes the context for the next hop; `span` is the span of this try. For a trace that starts here, what the caller
@@ -232,16 +226,5 @@ mod tests {
         for bad in ["0", "", "-", "abc-def-1", "8448eb211c80319c"] {
             assert_eq!(trace(&map(&[("b3", bad)]), false, 0.0, counting()).parent, 0, "{bad}");
         }
-    }
-
-    #[test]
-    fn ratios_are_kept() {
-        let share = |ratio: f64| {
-            (0..10_000u128)
-                .filter(|n| is_sampled(n.wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c834), ratio))
-                .count()
-        };
-        assert_eq!((share(0.0), share(1.0)), (0, 10_000));
-        assert!((900..1100).contains(&share(0.1)), "{}", share(0.1));
     }
 }

@@ -6,11 +6,10 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use h2::RecvStream;
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use onehop_filters::contract::{BodyError, Fault, Reason};
+use onehop_filters::contract::{BodyError, Fault, Reason, trailers};
 use tokio::task::AbortHandle;
 
 use super::session::Lease;
-use crate::upstream::h1::trailers;
 
 /// See the module. Dropping it before the end resets the stream with CANCEL.
 pub(super) struct Incoming {

@@ -7,10 +7,9 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use h2::{Reason as Code, SendStream};
 use http_body::Body as HttpBody;
-use onehop_filters::contract::{Body, Fault};
+use onehop_filters::contract::{Body, Fault, trailers};
 use tokio::time::Sleep;
 
-use crate::upstream::h1::trailers;
 use crate::upstream::h1::upload::CONTINUE_WAIT;
 
 /// See the module.

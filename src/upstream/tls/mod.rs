@@ -1,5 +1,6 @@
 //! TLS towards endpoints: whom to trust, which certificate to show, which name to verify.
 
+mod live;
 mod verify;
 
 #[cfg(test)]
@@ -11,15 +12,19 @@ use std::sync::Arc;
 
 use onehop_filters::contract::mesh::Address;
 use onehop_filters::contract::{Fault, Reason};
-use rustls::client::WebPkiServerVerifier;
+use parking_lot::Mutex;
 use rustls::client::danger::ServerCertVerifier;
+use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio_rustls::TlsConnector;
 
+use crate::config::Stamps;
 use crate::config::plan::{TlsIdentity, UpstreamTls};
+use live::{Live, Parts};
 use verify::{Anyone, Listed};
 
 /// Why a TLS section cannot be used.
@@ -68,6 +73,11 @@ pub struct ClientTls {
     sni: Option<ServerName<'static>>,
     /// Names are not compared (an allow-list is, or nothing): any name serves for SNI.
     nameless: bool,
+    /// What the files said.
+    live: Arc<Live>,
+    source: (UpstreamTls, Option<TlsIdentity>),
+    /// How the files looked when they were last read, used or not. Control thread only.
+    seen: Mutex<Stamps>,
 }
 
 impl ClientTls {
@@ -77,24 +87,15 @@ impl ClientTls {
     /// Says which file or value is at fault.
     pub fn build(tls: &UpstreamTls, workload: Option<&TlsIdentity>) -> Result<Self, TlsError> {
         let provider = Arc::new(aws_lc_rs::default_provider());
-        let workload = if tls.mesh { Some(workload.ok_or(TlsError::NoWorkload)?) } else { None };
-        let ca = tls.ca.as_deref().or(workload.map(|w| w.ca.as_path()));
-        let pair = match (&tls.cert, workload) {
-            (Some((cert, key)), _) => Some((cert.as_path(), key.as_path())),
-            (None, Some(w)) => Some((w.cert.as_path(), w.key.as_path())),
-            (None, None) => None,
-        };
-        let builder = ClientConfig::builder_with_provider(provider.clone())
+        let seen = Stamps::of(files(tls, workload).into_iter());
+        let live = Live::new(read_parts(tls, workload, &provider)?);
+        let mut config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(|e| TlsError::Verifier(e.to_string()))?
             .dangerous()
-            .with_custom_certificate_verifier(verifier(tls, ca, &provider)?);
-        let config = match pair {
-            Some((cert, key)) => builder
-                .with_client_auth_cert(certificates(cert)?, private_key(key)?)
-                .map_err(|source| TlsError::Unusable { path: cert.to_owned(), source })?,
-            None => builder.with_no_client_auth(),
-        };
+            .with_custom_certificate_verifier(live.clone())
+            .with_client_cert_resolver(live.clone());
+        config.resumption = Resumption::store(live.clone());
         let offering = |protocols: &[&[u8]]| {
             // The clones share one session store.
             let mut config = config.clone();
@@ -113,7 +114,26 @@ impl ClientTls {
             h2: offering(&[b"h2"]),
             sni,
             nameless: tls.insecure || listed(tls),
+            live,
+            source: (tls.clone(), workload.cloned()),
+            seen: Mutex::new(seen),
         })
+    }
+
+    /// Reads the files again if they changed; new handshakes then go by them. True if they were taken into use.
+    ///
+    /// # Errors
+    /// The changed files cannot be used, and those before them stay. Told once for each change.
+    pub fn refresh(&self) -> Result<bool, TlsError> {
+        let mut seen = self.seen.lock();
+        if seen.current() {
+            return Ok(false);
+        }
+        *seen = seen.again();
+        let (tls, workload) = &self.source;
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        self.live.replace(read_parts(tls, workload.as_ref(), &provider)?);
+        Ok(true)
     }
 
     /// The configuration itself, for health checks. Offers no protocol by ALPN.
@@ -154,19 +174,47 @@ impl ClientTls {
     }
 }
 
-/// Everything the client side depends on, files by content: equal shapes may share one [`ClientTls`].
-///
-/// # Errors
-/// A file cannot be read.
-pub fn shape(tls: &UpstreamTls, workload: Option<&TlsIdentity>) -> Result<String, TlsError> {
+/// The certificate to show and the roots to trust, from their files.
+fn read_parts(
+    tls: &UpstreamTls,
+    workload: Option<&TlsIdentity>,
+    provider: &Arc<CryptoProvider>,
+) -> Result<Parts, TlsError> {
+    let workload = if tls.mesh { Some(workload.ok_or(TlsError::NoWorkload)?) } else { None };
+    let ca = tls.ca.as_deref().or(workload.map(|w| w.ca.as_path()));
+    let pair = match (&tls.cert, workload) {
+        (Some((cert, key)), _) => Some((cert.as_path(), key.as_path())),
+        (None, Some(w)) => Some((w.cert.as_path(), w.key.as_path())),
+        (None, None) => None,
+    };
+    let key = match pair {
+        Some((cert, key)) => {
+            let certified = CertifiedKey::from_der(certificates(cert)?, private_key(key)?, provider);
+            Some(Arc::new(certified.map_err(|source| TlsError::Unusable { path: cert.to_owned(), source })?))
+        }
+        None => None,
+    };
+    Ok(Parts { key, verifier: verifier(tls, ca, provider)? })
+}
+
+/// Every file that the client side is read from.
+fn files<'a>(tls: &'a UpstreamTls, workload: Option<&'a TlsIdentity>) -> Vec<&'a Path> {
     let mut files: Vec<&Path> = Vec::new();
     files.extend(tls.ca.as_deref());
     files.extend(tls.cert.iter().flat_map(|(c, k)| [c.as_path(), k.as_path()]));
     if let (true, Some(w)) = (tls.mesh, workload) {
         files.extend([w.cert.as_path(), w.key.as_path(), w.ca.as_path()]);
     }
+    files
+}
+
+/// Everything the client side depends on, files by content: equal shapes may share one [`ClientTls`].
+///
+/// # Errors
+/// A file cannot be read.
+pub fn shape(tls: &UpstreamTls, workload: Option<&TlsIdentity>) -> Result<String, TlsError> {
     let mut shape = format!("mesh={} sni={:?} allow={:?} insecure={}", tls.mesh, tls.sni, tls.allow, tls.insecure);
-    for path in files {
+    for path in files(tls, workload) {
         let mut hash = DefaultHasher::new();
         read(path)?.hash(&mut hash);
         shape.push_str(&format!(" {}={:016x}", path.display(), hash.finish()));

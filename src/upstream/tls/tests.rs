@@ -351,3 +351,36 @@ fn errors_name_the_file() {
     let bad = UpstreamTls { sni: Some("not a name".into()), ..ca.plan() };
     assert!(matches!(ClientTls::build(&bad, None), Err(TlsError::BadName(_))));
 }
+
+#[tokio::test]
+async fn changed_files_are_used_for_new_handshakes() {
+    let (old, new) = (Authority::new(), Authority::new());
+    let peer =
+        new.serving(&new.issue(&[SPIFFE], |_| {}), true, &[], b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
+    let (cert, key) = old.issue(&["spiffe://corp/ns/shop/sa/orders"], |_| {});
+    let workload = TlsIdentity { name: "orders".into(), cert: cert.clone(), key: key.clone(), ca: old.path("ca.pem") };
+    let plan = UpstreamTls { mesh: true, ca: None, sni: None, allow: vec![SPIFFE.into()], ..old.plan() };
+    let tls = Arc::new(ClientTls::build(&plan, Some(&workload)).unwrap());
+    let health = tls.config();
+    let up = Upstream::new(Settings { tls: Some(tls.clone()), ..settings() });
+    assert_eq!(Ask::post().send(&up, &peer).await.map(drop).map_err(|f| (f.reason, f.proof)), REFUSED);
+    assert!(!tls.refresh().unwrap(), "nothing changed");
+
+    // The CA first: the server is trusted, and does not trust us yet.
+    std::fs::copy(new.path("ca.pem"), &workload.ca).unwrap();
+    assert!(tls.refresh().unwrap());
+    let fault = Ask::post().send(&up, &peer).await.err().unwrap();
+    assert_eq!((fault.reason, fault.proof), (Reason::TlsFailed, Proof::MayHaveRun));
+    // Half of the pair: refused once, and what was stays.
+    let (new_cert, new_key) = new.issue(&["spiffe://corp/ns/shop/sa/orders"], |_| {});
+    std::fs::copy(&new_cert, &cert).unwrap();
+    assert!(tls.refresh().is_err() && !tls.refresh().unwrap());
+    std::fs::copy(&new_key, &key).unwrap();
+    assert!(tls.refresh().unwrap());
+    assert_eq!(text(Ask::get().send(&up, &peer).await.unwrap()).await.unwrap(), "ok");
+    // A connection that stands is not touched by files that cannot be used.
+    std::fs::write(&workload.ca, "").unwrap();
+    assert!(tls.refresh().is_err());
+    assert!(Ask::get().send(&up, &peer).await.unwrap().reused);
+    assert!(health.client_auth_cert_resolver.has_certs(), "health checks go by the same files");
+}

@@ -7,9 +7,8 @@ mod tests;
 use std::sync::Arc;
 
 use self::core::LeastRequest;
-use super::config::{Plain, read, rules};
-use super::pool::{Pool, Rules};
-use crate::contract::mesh::{Balance, Endpoint, Picker};
+use super::plain::{self, Plain};
+use crate::contract::mesh::Balance;
 use crate::contract::section::{ConfigError, Node};
 use crate::contract::{Build, Entry, Role};
 
@@ -24,16 +23,5 @@ pub const ENTRY: Entry = Entry {
 };
 
 fn build(section: Option<&Node>, build: &mut Build<'_>) -> Result<Arc<dyn Balance>, ConfigError> {
-    let s: Plain = read(section)?;
-    Ok(Arc::new(Policy { rules: rules(s.slow_start, s.panic_threshold, build) }))
-}
-
-struct Policy {
-    rules: Rules,
-}
-
-impl Balance for Policy {
-    fn index(&self, endpoints: Arc<[Arc<Endpoint>]>) -> Box<dyn Picker> {
-        Box::new(Pool::new(LeastRequest, &endpoints, self.rules.clone()))
-    }
+    plain::build(section, build, || LeastRequest)
 }

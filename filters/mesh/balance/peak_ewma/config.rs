@@ -15,15 +15,19 @@ pub struct Section {
     /// Name of the policy.
     pub policy: Option<String>,
     /// How fast old latencies are forgotten. Default `10s`.
+    #[schemars(extend("default" = "10s"))]
     pub decay: Option<units::Duration>,
     /// Latency that is assumed of an endpoint nothing is known about. Default `30ms`.
+    #[schemars(extend("default" = "30ms"))]
     pub default_rtt: Option<units::Duration>,
     /// How long a 429, a 5xx or a failure makes an endpoint unattractive, unless its `Retry-After` is longer (up to 12
     /// times this). `0s` turns it off. Default `5s`.
+    #[schemars(extend("default" = "5s"))]
     pub penalty: Option<units::Duration>,
     /// How long a newcomer's share grows from 10 % to its full weight; `0s`, the default, is at once.
     pub slow_start: units::Duration,
     /// Below this share of available endpoints all are used, ejected ones included; `0%` turns it off. Default `50%`.
+    #[schemars(extend("default" = "50%"))]
     pub panic_threshold: Option<Percent>,
 }
 

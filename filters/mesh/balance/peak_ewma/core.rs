@@ -48,11 +48,13 @@ fn cost(settings: &Settings, e: &Endpoint, now: Moment) -> f64 {
     let s = &e.state;
     let inflight = f64::from(s.inflight.load(Relaxed));
     let ewma = f64::from_bits(s.ewma.load(Relaxed));
-    let rtt = if ewma > 0.0 {
-        ewma * fade(settings, Moment(s.ewma_at.load(Relaxed)), now)
-    } else if inflight == 0.0 {
-        // Never tried: one try at a time finds out. With that in flight it costs the default, so no crowd follows.
+    let comeback = Comeback::of(settings, s, now);
+    let known = ewma > 0.0 && comeback != Comeback::Unseen;
+    let rtt = if inflight == 0.0 && (!known || comeback == Comeback::Warming) {
+        // One try at a time finds out. With that in flight it costs the default or what it was, so no crowd follows.
         0.0
+    } else if known {
+        ewma * fade(settings, Moment(s.ewma_at.load(Relaxed)), now)
     } else {
         settings.default_rtt
     };
@@ -61,6 +63,35 @@ fn cost(settings: &Settings, e: &Endpoint, now: Moment) -> f64 {
         (busy * PENALTY_FACTOR).max(PENALTY_FLOOR * (1.0 + inflight))
     } else {
         busy
+    }
+}
+
+/// Where an endpoint stands after a penalty, or after it joined. What was learned before and during an outage, such as a second for every
+/// connect that timed out, says nothing of the process that is back, and would fade for a minute.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Comeback {
+    /// No penalty, one in force, or one that is long over.
+    None,
+    /// The penalty is over and nothing was heard since.
+    Unseen,
+    /// It has answered since, or is new; its first answers may be slow, and better ones count at once. Lasts as long as a penalty.
+    Warming,
+}
+
+impl Comeback {
+    fn of(settings: &Settings, s: &EndpointState, now: Moment) -> Self {
+        let over = Moment(s.penalty_until.load(Relaxed));
+        let joined = Moment(s.joined.load(Relaxed));
+        let lately = |then: Moment| then != Moment::ZERO && now < then + settings.penalty;
+        if over > now {
+            Self::None
+        } else if over != Moment::ZERO && s.ewma_at.load(Relaxed) < over.0 {
+            Self::Unseen
+        } else if lately(over) || lately(joined) {
+            Self::Warming
+        } else {
+            Self::None
+        }
     }
 }
 
@@ -98,13 +129,14 @@ pub fn observe(settings: &Settings, e: &Endpoint, outcome: &TryOutcome<'_>, now:
 fn feed(settings: &Settings, s: &EndpointState, latency: Duration, failed: bool, now: Moment) {
     let rtt = (latency.as_secs_f64() * 1e9).max(1.0);
     let then = Moment(s.ewma_at.load(Relaxed));
+    let back = Comeback::of(settings, s, now) != Comeback::None;
     // Two workers may feed at once; each step is whole, only the age of one of them is shared.
     let _ = s.ewma.fetch_update(Relaxed, Relaxed, |bits| {
         let old = f64::from_bits(bits);
         if failed {
             return (rtt > old).then(|| rtt.max(settings.default_rtt).to_bits());
         }
-        if old <= 0.0 || rtt >= old {
+        if back || old <= 0.0 || rtt >= old {
             return Some(rtt.to_bits());
         }
         let keep = fade(settings, then, now);

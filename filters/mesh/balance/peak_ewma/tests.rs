@@ -108,3 +108,73 @@ fn section() {
     assert!(bed.build(|b| build(Some(&bed::node(good)), b)).is_ok());
     assert!(bed.build(|b| build(Some(&bed::node(r#"{"slowstart":"30s"}"#)), b)).is_err());
 }
+
+/// An outage under a steady load of 500 tries a second over three endpoints, in steps of a millisecond: how long after its
+/// end endpoint 0 has a fair share again. `reply`: whether a try begun now at endpoint 0 fails, and how long it takes (ms).
+fn back_after(end: u64, mut reply: impl FnMut(u64) -> (bool, u64)) -> u64 {
+    const WINDOW: u64 = 500;
+    let settings = Settings::default();
+    let set = bed::endpoints(&[1; 3]);
+    let pool = Pool::new(PeakEwma(settings), &set, Rules::default());
+    let mut dice = Dice::new(5);
+    let none = HeaderMap::new();
+    let mut under_way: Vec<(u64, u64, usize, bool)> = Vec::new();
+    let mut recent = std::collections::VecDeque::new();
+    for step in 1..end + 60_000 {
+        let now = Moment(step * MS);
+        under_way.retain(|(begun, ends, i, failed)| {
+            if *ends > step {
+                return true;
+            }
+            set[*i].state.inflight.fetch_sub(1, Relaxed);
+            let latency = Duration::from_millis(ends - begun);
+            let outcome = if *failed {
+                TryOutcome { result: Err((Reason::ConnectFailed, Proof::NeverRan)), grpc: None, latency }
+            } else {
+                TryOutcome { result: Ok((StatusCode::OK, &none)), grpc: None, latency }
+            };
+            observe(&settings, &set[*i], &outcome, now);
+            false
+        });
+        if step % 2 != 0 {
+            continue;
+        }
+        let e = pool.pick(&Pick { now, seed: dice.roll(), hash: None, tried: &[] }).expect("all are available");
+        let i = set.iter().position(|x| x.id == e.id).expect("one of the set");
+        e.state.inflight.fetch_add(1, Relaxed);
+        let (failed, ms) = if i == 0 { reply(step) } else { (false, 2 + dice.roll() % 2) };
+        under_way.push((step, step + ms, i, failed));
+        recent.push_back((step, i == 0 && !failed));
+        while recent.front().is_some_and(|(at, _)| *at + WINDOW < step) {
+            recent.pop_front();
+        }
+        let share = recent.iter().filter(|(_, to_it)| *to_it).count() * 100 / recent.len();
+        if step > end && share >= 20 {
+            return step - end;
+        }
+    }
+    u64::MAX
+}
+
+#[test]
+fn who_comes_back_has_its_share_when_the_penalty_ends() {
+    let limit = 5_000 + 1_000;
+    for end in [8_000, 9_000, 10_500, 12_300] {
+        let down = |now: u64| (4_000..end).contains(&now);
+        let refused = back_after(end, |now| (down(now), if down(now) { 1 } else { 2 }));
+        assert!(refused < limit, "refused connections until {end}: back after {refused} ms");
+        let silent = back_after(end, |now| (down(now), if down(now) { 1_000 } else { 2 }));
+        assert!(silent < limit + 1_000, "connects that time out until {end}: back after {silent} ms");
+        // The first answers of a process that has just started are slow.
+        let mut cold = 3;
+        let started = back_after(end, |now| {
+            if down(now) {
+                return (true, 1);
+            }
+            let slow = now >= end && cold > 0;
+            cold -= u32::from(slow);
+            (false, if slow { 150 } else { 2 })
+        });
+        assert!(started < limit + 500, "a cold start until {end}: back after {started} ms");
+    }
+}

@@ -7,11 +7,11 @@ mod tests;
 use std::sync::Arc;
 
 use self::core::Ring;
-use super::hash::{Hashing, Section, read};
-use super::pool::Pool;
-use crate::contract::mesh::{Balance, Endpoint, Picker};
+use super::hash::Section;
+use super::hashed;
+use crate::contract::mesh::Balance;
 use crate::contract::section::{ConfigError, Node};
-use crate::contract::{Build, Entry, RequestCx, Role};
+use crate::contract::{Build, Entry, Role};
 
 /// The filter.
 pub const ENTRY: Entry = Entry {
@@ -24,16 +24,5 @@ pub const ENTRY: Entry = Entry {
 };
 
 fn build(section: Option<&Node>, build: &mut Build<'_>) -> Result<Arc<dyn Balance>, ConfigError> {
-    Ok(Arc::new(Policy(read(section, build)?)))
-}
-
-struct Policy(Hashing);
-
-impl Balance for Policy {
-    fn index(&self, endpoints: Arc<[Arc<Endpoint>]>) -> Box<dyn Picker> {
-        Box::new(Pool::new(Ring { load_factor: self.0.load_factor }, &endpoints, self.0.rules.clone()))
-    }
-    fn hash(&self, rq: &RequestCx) -> Option<u64> {
-        self.0.key.hash(rq)
-    }
+    hashed::build(section, build, |load_factor| Ring { load_factor })
 }

@@ -53,12 +53,7 @@ impl Discover for Dns {
 }
 
 fn found(list: impl IntoIterator<Item = std::net::IpAddr>, port: u16) -> Vec<Found> {
-    merge(list.into_iter().map(|ip| Found {
-        address: Address::Tcp((ip, port).into()),
-        weight: 1,
-        zone: "".into(),
-        priority: 0,
-    }))
+    merge(list.into_iter().map(|ip| Found::at(Address::Tcp((ip, port).into()))))
 }
 
 async fn follow(dns: Dns, report: Report) {

@@ -32,7 +32,7 @@ fn lines(text: &str) -> Result<Vec<Item>, String> {
         let mut words = line.split_whitespace();
         let Some(address) = words.next() else { continue };
         let address = address.trim_matches(['"', '\'']).to_owned();
-        let mut full = Full { address, weight: 1, zone: String::new(), priority: 0 };
+        let mut full = Full::at(address);
         for word in words {
             let wrong = || format!("line {n}: `{word}` is not `weight=N`, `zone=NAME` or `priority=N`");
             match word.split_once('=').ok_or_else(wrong)? {

@@ -29,8 +29,10 @@ pub struct Full {
     /// Name to ask for.
     pub name: Spot<String>,
     /// Shortest time between questions, at least `1s`. Default `5s`.
+    #[schemars(extend("default" = "5s"))]
     pub min_ttl: Option<Spot<units::Duration>>,
     /// Longest time between questions. Default `5m`.
+    #[schemars(extend("default" = "5m"))]
     pub max_ttl: Option<Spot<units::Duration>>,
     /// `ip:port` of a DNS server instead of the system's.
     pub resolver: Option<SocketAddr>,

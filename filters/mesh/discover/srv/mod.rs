@@ -53,10 +53,9 @@ fn endpoints(records: &[Srv], addresses: &BTreeMap<String, Vec<IpAddr>>) -> Vec<
     // All weights 0 means no preference (RFC 2782); among others a 0 still gets a little, so it does not mean drained here.
     merge(records.iter().flat_map(|r| {
         addresses.get(&r.target).into_iter().flatten().map(move |ip| Found {
-            address: Address::Tcp((*ip, r.port).into()),
             weight: u32::from(r.weight.max(1)),
-            zone: "".into(),
             priority: r.priority.into(),
+            ..Found::at(Address::Tcp((*ip, r.port).into()))
         })
     }))
 }

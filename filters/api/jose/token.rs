@@ -14,6 +14,9 @@ use crate::contract::AuthError;
 /// Longest token, in bytes.
 pub const MAX_TOKEN: usize = 16 * 1024;
 
+/// The one refusal that time undoes.
+pub const NOT_YET: &str = "the token is not valid yet";
+
 /// What a token must say.
 #[derive(Debug)]
 pub struct Rules {
@@ -110,7 +113,7 @@ impl<'a> Token<'a> {
             return Err(invalid("the token has expired"));
         }
         if self.date("nbf")?.is_some_and(|nbf| nbf - rules.leeway > unix) {
-            return Err(invalid("the token is not valid yet"));
+            return Err(invalid(NOT_YET));
         }
         self.date("iat")?;
         Ok(left)
@@ -133,20 +136,7 @@ fn media_type(typ: &str) -> &str {
     }
 }
 
-/// `scope` (RFC 8693 section 4.2, space-delimited) and the lists `scp` and `scopes` that others write; each may be either.
+/// What a token may do: `scope`, `scp` and `scopes`.
 pub fn scopes(claims: &Map<String, Json>) -> Vec<Arc<str>> {
-    let mut scopes: Vec<Arc<str>> = Vec::new();
-    for claim in ["scope", "scp", "scopes"].iter().filter_map(|c| claims.get(*c)) {
-        let words: Vec<&str> = match claim {
-            Json::String(text) => text.split_ascii_whitespace().collect(),
-            Json::Array(list) => list.iter().filter_map(Json::as_str).collect(),
-            _ => Vec::new(),
-        };
-        for word in words {
-            if !scopes.iter().any(|s| **s == *word) {
-                scopes.push(word.into());
-            }
-        }
-    }
-    scopes
+    super::claims::scopes_at(claims, &super::claims::SCOPES)
 }

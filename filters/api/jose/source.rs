@@ -1,4 +1,5 @@
-//! The keys of an identity as they live on: kept across reloads, refreshed on the control thread, never given up.
+//! The keys of an identity as they live on: kept across reloads, refreshed on the control thread, given up only when they
+//! could not be confirmed for too long.
 
 use std::hash::{BuildHasher, RandomState};
 use std::path::PathBuf;
@@ -10,6 +11,7 @@ use arc_swap::ArcSwap;
 use aws_lc_rs::digest::{SHA256, digest};
 use tokio::sync::{Notify, watch};
 
+use super::discovery::Discovery;
 use super::keys::{Algorithm, KeySet, MAX_SET};
 use crate::contract::client::{Bounds, Remote};
 use crate::contract::metrics::{Counter, Gauge};
@@ -29,6 +31,7 @@ const MAX_PAUSE: Duration = Duration::from_secs(60);
 /// Where keys come from.
 pub enum Source {
     Remote { remote: Remote, refresh: Duration },
+    Discovered { discovery: Box<Discovery>, refresh: Duration },
     File(PathBuf),
     Inline,
 }
@@ -49,6 +52,8 @@ pub struct Store {
     in_flight: AtomicBool,
     /// Whether a fetch can bring anything new.
     living: bool,
+    /// See [`Store::stale_after`]; zero = never.
+    max_stale: Duration,
     /// [`REFETCH_GAP`]; only tests are in a hurry.
     gap: Duration,
 }
@@ -74,8 +79,16 @@ impl Store {
             asked: AtomicU64::new(0),
             in_flight: AtomicBool::new(false),
             living,
+            max_stale: Duration::ZERO,
             gap: REFETCH_GAP,
         }
+    }
+
+    /// For how long keys are good that their source does not confirm: whoever keeps a proxy from its issuer must not keep a
+    /// withdrawn key alive for ever. Zero = no limit.
+    pub fn stale_after(mut self, limit: Duration) -> Self {
+        self.max_stale = limit;
+        self
     }
 
     #[cfg(test)]
@@ -97,6 +110,18 @@ impl Store {
         self.generation.store(generation, Relaxed);
         self.digest.store(digest, Relaxed);
         Ok(())
+    }
+
+    /// As if no keys had ever been there.
+    fn forget(&self) {
+        // First, so that no verdict is cached under, or taken from, keys that go.
+        self.generation.store(0, Relaxed);
+        self.current.store(Arc::new(KeySet::default()));
+    }
+
+    /// What is left of the time that keys last confirmed at `good` are good for; `None` if that is without limit.
+    fn left(&self, good: Moment) -> Option<Duration> {
+        (!self.max_stale.is_zero() && self.generation() != 0).then(|| self.max_stale.saturating_sub(now().since(good)))
     }
 
     pub fn keys(&self) -> arc_swap::Guard<Arc<KeySet>> {
@@ -147,7 +172,9 @@ pub async fn keep_fresh(store: Weak<Store>, source: Source, name: String, counte
     let bounds = Bounds { body: MAX_SET, ..Bounds::default() };
     let mut failures = 0u32;
     let mut seen = None;
+    let mut good = now();
     loop {
+        let left;
         {
             let Some(store) = store.upgrade() else { return };
             store.begin();
@@ -155,18 +182,31 @@ pub async fn keep_fresh(store: Weak<Store>, source: Source, name: String, counte
                 Source::Remote { remote, .. } => {
                     remote.get(ACCEPT, bounds).await.and_then(|text| store.install(&text)).map(|()| true)
                 }
+                Source::Discovered { discovery, .. } => {
+                    discovery.fetch(ACCEPT, bounds).await.and_then(|text| store.install(&text)).map(|()| true)
+                }
                 Source::File(path) => reread(&store, path, &mut seen).await,
                 Source::Inline => Ok(false),
             };
             store.end();
+            if result.is_ok() {
+                good = now();
+            } else if store.left(good).is_some_and(|left| left.is_zero()) {
+                store.forget();
+                tracing::error!(identity = name, "keys could not be confirmed for `jwks.maxStale` and are given up");
+            }
+            left = store.left(good);
             failures = counters.note(&name, result, failures);
         }
         let pause = match &source {
-            Source::Remote { refresh, .. } if failures == 0 => *refresh,
-            Source::Remote { refresh, .. } => (FIRST_PAUSE * (1 << (failures - 1).min(6))).min(MAX_PAUSE).min(*refresh),
+            Source::Remote { refresh, .. } | Source::Discovered { refresh, .. } if failures == 0 => *refresh,
+            Source::Remote { refresh, .. } | Source::Discovered { refresh, .. } => {
+                (FIRST_PAUSE * (1 << (failures - 1).min(6))).min(MAX_PAUSE).min(*refresh)
+            }
             _ => POLL,
         };
-        rest(&store, &wanted, jittered(pause)).await;
+        let pause = jittered(pause);
+        rest(&store, &wanted, left.map_or(pause, |left| pause.min(left))).await;
     }
 }
 
@@ -213,7 +253,11 @@ impl Counters {
             }
             Err(error) => {
                 self.failed.inc();
-                tracing::warn!(identity = name, error, "keys could not be fetched; the last good ones stay in use");
+                tracing::warn!(
+                    identity = name,
+                    error,
+                    "keys could not be fetched; the last good ones stay in use up to `jwks.maxStale`"
+                );
                 failures.saturating_add(1)
             }
         }
