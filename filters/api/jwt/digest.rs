@@ -2,8 +2,10 @@
 //! a small part of hashing it again.
 
 use std::cell::RefCell;
+use std::hash::BuildHasher as _;
 
 use aws_lc_rs::digest::{SHA256, digest};
+use foldhash::quality::RandomState;
 
 /// Tokens remembered per worker.
 const SLOTS: usize = 64;
@@ -13,30 +15,35 @@ const LONGEST: usize = 2048;
 type Digest = [u8; 32];
 
 struct Seen {
+    key: u64,
     token: Box<[u8]>,
     digest: Digest,
 }
 
 thread_local! {
-    /// By a cheap hash of the token's end, which is its signature: any two tokens differ there.
-    static SEEN: RefCell<[Option<Seen>; SLOTS]> = const { RefCell::new([const { None }; SLOTS]) };
+    /// Slots and keys are a hash of the whole token under a secret of this thread. So nobody learns from the time of the
+    /// comparison how a token begins that others use: bytes are compared only where the keys are equal.
+    static SEEN: (RandomState, RefCell<[Option<Seen>; SLOTS]>) =
+        (RandomState::default(), const { RefCell::new([const { None }; SLOTS]) });
 }
 
 /// The digest of a token.
 pub fn of(token: &str) -> Digest {
     let token = token.as_bytes();
-    let Some(end) = token.last_chunk::<8>().filter(|_| token.len() <= LONGEST) else { return hash(token) };
-    // The last character of base64 may carry two bits only.
-    let mixed = u64::from_le_bytes(*end).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    let slot = usize::try_from(mixed >> 58).unwrap_or(0) % SLOTS;
-    SEEN.with_borrow_mut(|seen| {
-        if let Some(seen) = &seen[slot]
+    if token.len() > LONGEST {
+        return hash(token);
+    }
+    SEEN.with(|(secret, seen)| {
+        let key = secret.hash_one(token);
+        let slot = &mut seen.borrow_mut()[usize::try_from(key % SLOTS as u64).unwrap_or(0)];
+        if let Some(seen) = slot
+            && seen.key == key
             && *seen.token == *token
         {
             return seen.digest;
         }
         let digest = hash(token);
-        seen[slot] = Some(Seen { token: token.into(), digest });
+        *slot = Some(Seen { key, token: token.into(), digest });
         digest
     })
 }
