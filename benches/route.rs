@@ -34,7 +34,8 @@ fn lookups(c: &mut Criterion) {
             ("prefix", format!("/v1/service-{odd}/items/4711/lines")),
             ("miss", format!("/v1/service-{odd}/none")),
         ] {
-            let probe = Probe { host: HOST, path: &path, query: None, method: &Method::GET, headers: &headers };
+            let probe =
+                Probe { host: HOST, path: &path, query: None, method: &Method::GET, headers: &headers, claims: None };
             assert_eq!(table.find(&probe).is_some(), kind != "miss");
             group.bench_with_input(BenchmarkId::new(kind, routes), &probe, |b, probe| {
                 b.iter(|| table.find(black_box(probe)));

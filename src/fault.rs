@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use bytes::Bytes;
 use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
-use onehop_filters::contract::{Body, Fault, Reason};
+use onehop_filters::contract::{Body, Fault, Lists, Reason};
 
 use crate::observe::json;
 
@@ -147,7 +147,7 @@ fn problem_json(fault: &Fault, request_id: &[u8]) -> Vec<u8> {
         out.extend_from_slice(br#","filter":"#);
         json::string(&mut out, fault.by.as_bytes());
     }
-    if let Some(tried) = &fault.tried {
+    if let Some(Lists { tried, .. }) = fault.lists.as_deref() {
         let mut next: &[u8] = br#","tried":["#;
         for one in tried {
             out.extend_from_slice(next);
@@ -164,6 +164,21 @@ fn problem_json(fault: &Fault, request_id: &[u8]) -> Vec<u8> {
             out.push(b'}');
         }
         out.extend_from_slice(if tried.is_empty() { b"" } else { b"]" });
+    }
+    if let Some(Lists { errors, .. }) = fault.lists.as_deref() {
+        let mut next: &[u8] = br#","errors":["#;
+        for mistake in errors {
+            out.extend_from_slice(next);
+            out.extend_from_slice(br#"{"pointer":"#);
+            json::string(&mut out, mistake.pointer.as_bytes());
+            out.extend_from_slice(br#","detail":"#);
+            json::string(&mut out, mistake.detail.as_bytes());
+            out.push(b'}');
+            next = b",";
+        }
+        if !errors.is_empty() {
+            out.push(b']');
+        }
     }
     out.extend_from_slice(b"}\n");
     out
@@ -234,6 +249,7 @@ fn grpc_message(fault: &Fault) -> Vec<u8> {
 #[must_use]
 pub fn grpc_status(fault: &Fault) -> u16 {
     const CANCELLED: u16 = 1;
+    const INVALID_ARGUMENT: u16 = 3;
     const DEADLINE_EXCEEDED: u16 = 4;
     const PERMISSION_DENIED: u16 = 7;
     const RESOURCE_EXHAUSTED: u16 = 8;
@@ -250,6 +266,7 @@ pub fn grpc_status(fault: &Fault) -> u16 {
         // gRPC servers answer an oversized message with this; retrying the same call cannot help.
         Reason::BodyTooLarge | Reason::HeadTooLarge | Reason::UriTooLong | Reason::OverQuota => RESOURCE_EXHAUSTED,
         Reason::HeadTimeout | Reason::BodyTimeout => DEADLINE_EXCEEDED,
+        Reason::BadBody | Reason::InvalidRequest => INVALID_ARGUMENT,
         // Unlike the other timeouts this one proves that the call never ran.
         Reason::ConnectTimeout => UNAVAILABLE,
         _ => match fault.status() {
@@ -305,6 +322,7 @@ fn field(out: &mut Vec<u8>, name: &str, value: &[u8]) {
 #[cfg(test)]
 mod tests {
     use http_body_util::BodyExt;
+    use onehop_filters::contract::Mistake;
     use proptest::prelude::*;
     use serde_json::Value;
 
@@ -339,6 +357,21 @@ mod tests {
             assert_eq!(problem["instance"], "urn:onehop:request:id-1");
             assert_eq!(problem["reason"], reason.code());
             assert_eq!(problem["filter"], "quota");
+        }
+    }
+
+    #[test]
+    fn mistakes_are_listed() {
+        let mistakes = |n: usize| {
+            let one = |i| Mistake { pointer: format!("/a/{i}"), detail: "is \"wrong\"".to_owned() };
+            Fault::new(Reason::InvalidRequest).errors((0..n).map(one).collect())
+        };
+        for n in [0, 1, 2] {
+            let (_, body) = read(response(&mistakes(n), &asked(b"")));
+            let problem: Value = serde_json::from_slice(&body).expect("JSON");
+            let listed = problem["errors"].as_array().map_or(0, Vec::len);
+            assert_eq!(listed, n);
+            assert!(n == 0 || problem["errors"][n - 1]["detail"] == "is \"wrong\"", "{problem}");
         }
     }
 

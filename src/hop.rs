@@ -443,10 +443,11 @@ impl Shared {
 }
 
 /// Builds everything a plan describes and throws it away: certificates, keys, filters. Binds nothing, starts nothing.
+/// What filters remark is given back: numbers that follow from the configuration.
 ///
 /// # Errors
 /// Everything that is wrong.
-pub fn check(plan: &Plan, entries: &'static [Entry]) -> Result<(), Report> {
+pub fn check(plan: &Plan, entries: &'static [Entry]) -> Result<Vec<String>, Report> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime =
         runtime.map_err(|e| plan.files.report(vec![ConfigError::at(plan.span, format!("no runtime: {e}"))]))?;
@@ -454,12 +455,16 @@ pub fn check(plan: &Plan, entries: &'static [Entry]) -> Result<(), Report> {
     let registry = Arc::new(Registry::default());
     let estate = Estate::default();
     let engine = EngineMetrics::new(&registry);
-    build(entries, &registry, &engine, &mut estate.stage(), runtime.handle(), plan, 0)?;
+    let snapshot = build(entries, &registry, &engine, &mut estate.stage(), runtime.handle(), plan, 0)?;
     for listener in plan.listeners.values() {
         crate::edge::listener::Settings::check(listener, plan.workload.as_ref())
             .map_err(|e| plan.files.report(vec![e]))?;
     }
-    Ok(())
+    let mut remarks = std::mem::take(&mut *snapshot.directory.remarks.lock());
+    // A plan's are told once, not for every route.
+    remarks.sort_unstable();
+    remarks.dedup();
+    Ok(remarks)
 }
 
 /// `onehop run`. `settled` is called once everything is up and what only start-up needed can go.

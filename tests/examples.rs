@@ -175,6 +175,18 @@ fn bff() {
     let orders = Endpoint::ok();
     let bff = Endpoint::ok();
     let (bff_at, orders_at) = (bff.address.to_string(), orders.address.to_string());
+    // Says of itself what an issuer must.
+    let issuer = Endpoint::start(|head, _| {
+        let host = head.lines().find_map(|l| l.strip_prefix("host: ")).unwrap_or_default();
+        let url = format!("http://{host}");
+        let body = serde_json::json!({
+            "issuer": url, "authorization_endpoint": format!("{url}/login"), "token_endpoint": format!("{url}/token"),
+            "jwks_uri": format!("{url}/keys"),
+        })
+        .to_string();
+        format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len()).into_bytes()
+    });
+    let issuer_at = format!("http://{}", issuer.address);
     let hop = Onehop::run_file(
         &file("bff.yaml"),
         &[
@@ -183,9 +195,19 @@ fn bff() {
             ("MESH", "127.0.0.1:0"),
             ("BFF", &bff_at),
             ("ORDERS", &orders_at),
+            ("ISSUER", &issuer_at),
         ],
     );
-    assert_eq!(get(hop.at("web"), "shop.example.com", "/").status(), 401);
+    let script = get(hop.at("web"), "shop.example.com", "/");
+    assert_eq!(script.status(), 401, "{}", script.text());
+    let page =
+        get_with(hop.at("web"), "shop.example.com", "/cart", "accept: text/html\r\nx-forwarded-proto: https\r\n");
+    assert_eq!(page.status(), 302, "{}", page.text());
+    let to = page.header("location").unwrap();
+    assert!(to.starts_with(&format!("{issuer_at}/login?response_type=code&client_id=shop-web&")), "{to}");
+    assert!(to.contains("redirect_uri=https%3A%2F%2Fshop.example.com%2Foauth2%2Fcallback&"), "{to}");
+    assert!(page.header("set-cookie").unwrap().starts_with("__Host-sid.login."), "{}", page.text());
+    assert_eq!(bff.seen(), 0);
     let answer = get_with(hop.at("web"), "shop.example.com", "/", &bearer(&token("shop-web", "ann", "", 60)));
     assert_eq!(answer.status(), 200, "{}", answer.text());
     let timeout = |head: &str| -> u64 {

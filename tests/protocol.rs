@@ -11,6 +11,8 @@ mod endpoints;
 mod grpc;
 #[path = "protocol/http1.rs"]
 mod http1;
+#[path = "protocol/http2.rs"]
+mod http2;
 #[path = "protocol/passthrough.rs"]
 mod passthrough;
 #[path = "protocol/tls.rs"]

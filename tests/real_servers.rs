@@ -21,8 +21,14 @@ mod jwks;
 mod load;
 #[path = "real/nginx.rs"]
 mod nginx;
+#[path = "real/oidc.rs"]
+mod oidc;
 #[path = "real/otlp.rs"]
 mod otlp;
+#[path = "real/ratelimit.rs"]
+mod ratelimit;
+#[path = "real/redis.rs"]
+mod redis;
 #[path = "real/registries.rs"]
 mod registries;
 #[path = "real/tls.rs"]

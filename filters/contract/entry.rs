@@ -129,6 +129,12 @@ pub struct Directory {
     pub held: BTreeMap<String, Vec<Held>>,
     /// `services`.
     pub services: BTreeMap<String, ServiceId>,
+    /// Routes that call a service which only speaks HTTP/1.1, by name, with the name of that service.
+    pub http1: BTreeMap<String, String>,
+    /// `state`.
+    pub state: Arc<super::state::Settings>,
+    /// What `check --effective` says besides the configuration: numbers that follow from it.
+    pub remarks: parking_lot::Mutex<Vec<String>>,
 }
 
 impl Directory {
@@ -186,6 +192,20 @@ impl Build<'_> {
         let all = &self.directory.services;
         let found = all.get(&name.value).copied();
         found.ok_or_else(|| ConfigError::unknown(name.span, "service", &name.value, all.keys().map(String::as_str)))
+    }
+    /// Makes sure that the services of this route may be called over HTTP/2, as gRPC is.
+    ///
+    /// # Errors
+    /// One says `protocol: h1`.
+    pub fn speaks_http2(&self) -> Result<(), ConfigError> {
+        let route = self.scope.strip_prefix("routes.").unwrap_or(&self.scope);
+        match self.directory.http1.get(route) {
+            None => Ok(()),
+            Some(service) => {
+                Err(ConfigError::at(self.span, format!("service `{service}` speaks HTTP/1.1, gRPC does not"))
+                    .help(format!("write `protocol: grpc` at `services.{service}`")))
+            }
+        }
     }
     /// Runs at publish, never if the config is rejected: adjusts a kept object in place, starts a connection, ...
     pub fn at_publish(&mut self, act: impl FnOnce() + Send + 'static) {

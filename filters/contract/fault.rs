@@ -68,6 +68,10 @@ reasons! {
     HeadTimeout         "head-timeout"         REQUEST_TIMEOUT Client "http_request_error" "The request head did not arrive in time.";
     BodyTimeout         "body-timeout"         REQUEST_TIMEOUT Client "http_request_error" "The request body stopped arriving.";
     ExpectationFailed   "expectation-failed"   EXPECTATION_FAILED Client "http_request_error" "Only 100-continue can be expected.";
+    BadBody             "bad-body"             BAD_REQUEST Client "http_request_error" "The request body cannot be read.";
+    UnsupportedMedia    "unsupported-media"    UNSUPPORTED_MEDIA_TYPE Client "http_request_error" "The body's type or coding is not taken here.";
+    InvalidRequest      "invalid-request"      BAD_REQUEST Client "http_request_error" "The request does not match its description.";
+    NotDescribed        "not-described"        NOT_FOUND Client "destination_not_found" "The description has no such path.";
     MethodRefused       "method-refused"       METHOD_NOT_ALLOWED Client "http_request_denied" "This method is not served here.";
     KeyMissing          "key-missing"          BAD_REQUEST Client "http_request_error" "An Idempotency-Key is required.";
     KeyInUse            "key-in-use"           CONFLICT Client "http_request_denied" "A request with this Idempotency-Key was made before.";
@@ -94,6 +98,7 @@ reasons! {
     PendingTimeout      "pending-timeout"      SERVICE_UNAVAILABLE Proxy "connection_limit_reached" "The request waited too long for the service.";
     IdentityUnavailable "identity-unavailable" SERVICE_UNAVAILABLE Proxy "proxy_internal_error" "The keys to check credentials are not available.";
     AuthorizationUnavailable "authorization-unavailable" SERVICE_UNAVAILABLE Proxy "proxy_internal_error" "Who decides about the request could not be asked.";
+    QuotaUnavailable    "quota-unavailable"    SERVICE_UNAVAILABLE Proxy "proxy_internal_error" "What is left of the quota is not known.";
     NoWeight            "no-weight"            INTERNAL_SERVER_ERROR Proxy "proxy_configuration_error" "Every service of the route has weight 0.";
     FilterFailed        "filter-failed"        INTERNAL_SERVER_ERROR Proxy "proxy_internal_error" "A filter could not decide.";
     Internal            "internal"             INTERNAL_SERVER_ERROR Proxy "proxy_internal_error" "The proxy failed.";
@@ -107,6 +112,9 @@ reasons! {
     Truncated           "truncated"            BAD_GATEWAY Upstream "http_response_incomplete" "The endpoint closed in mid-body.";
     BadResponse         "bad-response"         BAD_GATEWAY Upstream "http_protocol_error" "The endpoint broke the protocol.";
     ResponseTooLarge    "response-too-large"   BAD_GATEWAY Upstream "http_response_header_section_size" "The response head is too large.";
+    BodyUnusable        "body-unusable"        BAD_GATEWAY Upstream "http_response_content_coding" "The endpoint's body cannot be worked on.";
+    ResponseBodyTooLarge "response-body-too-large" BAD_GATEWAY Upstream "http_response_body_size" "The endpoint's body is larger than what may be worked on.";
+    InvalidResponse     "invalid-response"     BAD_GATEWAY Upstream "http_protocol_error" "The endpoint's answer does not match its description.";
     IdleTimeout         "idle-timeout"         GATEWAY_TIMEOUT Upstream "http_response_timeout" "The exchange stood still for too long.";
     ClientGone          "client-gone"          BAD_REQUEST Client "connection_terminated" "The caller left before the answer was complete.";
 }
@@ -130,12 +138,21 @@ pub struct Fault {
     pub headers: Option<Box<http::HeaderMap>>,
     /// The filter or room that decided, for `Proxy-Status` and the log.
     pub by: &'static str,
-    /// Which identities were asked and why none opened a way: the problem's `tried`. `None` costs nothing.
-    pub tried: Option<Box<[Attempted]>>,
     /// Status of the answer, where a filter's config says another than the reason's own.
     pub status: Option<StatusCode>,
     /// `grpc-status` of the answer to a gRPC call, where it is another than the reason's own.
     pub grpc: Option<u16>,
+    /// What some problems list besides. `None` costs nothing.
+    pub lists: Option<Box<Lists>>,
+}
+
+/// Lists that a problem carries (RFC 9457 section 3.2, extension members).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lists {
+    /// Which identities were asked and why none opened a way: `tried`.
+    pub tried: Vec<Attempted>,
+    /// What is wrong with which part of the message: `errors`.
+    pub errors: Vec<Mistake>,
 }
 
 /// What became of one identity, as the problem's `tried` lists it (RFC 9457 section 3.2, extension members).
@@ -149,9 +166,18 @@ pub struct Attempted {
     pub why: &'static str,
 }
 
+/// One mistake in a message, as the problem's `errors` lists it (RFC 9457 section 3, extension member).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mistake {
+    /// Where: a JSON pointer into the body (RFC 6901), or `query.NAME`, `headers.NAME`, `path.NAME`, `cookies.NAME`.
+    pub pointer: String,
+    /// What is wrong. Never what stood there.
+    pub detail: String,
+}
+
 impl Fault {
     const fn made(reason: Reason, proof: Proof) -> Self {
-        Self { reason, proof, detail: Cow::Borrowed(""), headers: None, by: "", tried: None, status: None, grpc: None }
+        Self { reason, proof, detail: Cow::Borrowed(""), headers: None, by: "", lists: None, status: None, grpc: None }
     }
     /// A failure whose request may have run (irrelevant for faults found before any try).
     #[must_use]
@@ -178,7 +204,7 @@ impl Fault {
     /// Lists the identities that were asked.
     #[must_use]
     pub fn tried(mut self, tried: Vec<Attempted>) -> Self {
-        self.tried = Some(tried.into());
+        self.lists.get_or_insert_default().tried = tried;
         self
     }
     /// Answers with another status than the reason's own.
@@ -197,6 +223,12 @@ impl Fault {
     #[must_use]
     pub fn status(&self) -> StatusCode {
         self.status.unwrap_or_else(|| self.reason.status())
+    }
+    /// Lists what is wrong with which part of the message.
+    #[must_use]
+    pub fn errors(mut self, errors: Vec<Mistake>) -> Self {
+        self.lists.get_or_insert_default().errors = errors;
+        self
     }
     /// Adds a response field.
     #[must_use]

@@ -26,6 +26,11 @@ impl Judged {
         self.0.iter().find(|(a, _)| *a == address(by)).map(|(_, verdict)| verdict)
     }
 
+    /// Forgets who was accepted: what they set on the request was undone, and they may be asked again.
+    pub fn forget_accepted(&mut self) {
+        self.0.retain(|(_, verdict)| !matches!(verdict, AuthVerdict::Accepted));
+    }
+
     /// Takes the verdict of one.
     pub fn take(&mut self, by: &Arc<dyn Authenticator>) -> Option<AuthVerdict> {
         let at = self.0.iter().position(|(a, _)| *a == address(by))?;

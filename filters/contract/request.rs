@@ -139,6 +139,14 @@ impl RequestCx {
     }
 }
 
+/// What the caller speaks, noted in [`RequestCx::scratch`] by a filter that changes the request's own `content-type`:
+/// answers to failures are written for the caller, not for the service.
+#[derive(Debug)]
+pub struct Dialect {
+    /// The caller's `content-type`, if that is one of gRPC or gRPC-Web.
+    pub grpc: Option<HeaderValue>,
+}
+
 /// A response on its way back through the filters that saw its request.
 #[derive(Debug)]
 pub struct ResponseCx {

@@ -96,6 +96,16 @@ impl Template {
         }
     }
 
+    /// The value as JSON: that of the expression, with its type, where the whole template is one; else text. `None` if the
+    /// request lacks an attribute.
+    #[must_use]
+    pub fn json(&self, rq: &RequestCx) -> Option<serde_json::Value> {
+        match self.parts.as_slice() {
+            [Part::Expr(e)] => e.json(rq),
+            _ => self.text(rq).map(|text| serde_json::Value::String(text.into_owned())),
+        }
+    }
+
     /// The value as text whose expressions are percent-encoded and whose own text is as written; `None` if the request
     /// lacks an attribute.
     #[must_use]
@@ -165,6 +175,18 @@ mod tests {
         assert_eq!(render("$${user.sub}").as_deref(), Some("${user.sub}"));
         assert_eq!(render("${'}' + user.sub}").as_deref(), Some("}ann"));
         assert_eq!(render("x ${user.missing}"), None, "a missing attribute removes the whole value");
+    }
+
+    #[test]
+    fn one_expression_keeps_its_type() {
+        let mut rq = request("GET", "/a");
+        rq.user = Some(user(serde_json::json!({"sub": "ann", "n": 3, "list": [1, {"a": null}]})));
+        let json = |t: &str| template(t).json(&rq).map(|v| v.to_string());
+        assert_eq!(json("${user.claims.n}").as_deref(), Some("3"));
+        assert_eq!(json("${user.claims.list}").as_deref(), Some(r#"[1,{"a":null}]"#));
+        assert_eq!(json("${user.sub == 'ann'}").as_deref(), Some("true"));
+        assert_eq!(json("n${user.n}").as_deref(), Some(r#""n3""#));
+        assert_eq!(json("${user.missing}"), None);
     }
 
     #[test]

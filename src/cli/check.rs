@@ -8,9 +8,9 @@ use onehop_filters::BUILTIN;
 use super::{BAD, Format, View, print, serve};
 
 pub fn check(sources: &[Source], view: &View) -> ExitCode {
-    let checked = config::load(sources, BUILTIN).and_then(|plan| serve::compile(&plan).map(|()| plan));
-    let plan = match checked {
-        Ok(plan) => plan,
+    let checked = config::load(sources, BUILTIN).and_then(|plan| serve::compile(&plan).map(|remarks| (plan, remarks)));
+    let (plan, remarks) = match checked {
+        Ok(checked) => checked,
         Err(report) => {
             match view.format {
                 Format::Text => {
@@ -26,7 +26,8 @@ pub fn check(sources: &[Source], view: &View) -> ExitCode {
     match (view.effective, view.format) {
         (true, Format::Text) => {
             eprint!("{}", config::text(&plan.files, "warning", &plan.warnings));
-            print(&config::effective(&plan, BUILTIN))
+            let remarks: String = remarks.iter().map(|remark| format!("# {remark}\n")).collect();
+            print(&(config::effective(&plan, BUILTIN) + &remarks))
         }
         (true, Format::Json) => print(&pretty(&config::effective_json(&plan, BUILTIN))),
         (false, Format::Json) => print(&pretty(&config::json(&plan.files, "warning", &plan.warnings))),

@@ -9,7 +9,7 @@ use onehop::explain::Question;
 use onehop::{demo as tour, explain as answer, hop};
 
 /// Builds everything a plan describes (certificates, filters) and throws it away: the second half of `check`.
-pub fn compile(plan: &Plan) -> Result<(), Report> {
+pub fn compile(plan: &Plan) -> Result<Vec<String>, Report> {
     hop::check(plan, onehop_filters::BUILTIN)
 }
 

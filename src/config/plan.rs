@@ -46,6 +46,8 @@ pub struct Plan {
     pub max_requests: Option<u32>,
     /// `runtime.maxMemory`: resident bytes at most.
     pub max_memory: Option<u64>,
+    /// `state`.
+    pub state: Arc<onehop_filters::contract::state::Settings>,
     /// Where it begins, for errors that no line can be blamed for.
     pub span: Span,
     /// Where `admin.bind` stands.
@@ -219,13 +221,15 @@ pub struct Sticky {
 }
 
 /// One of `routes[n].matches`.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Match {
     pub path: Option<PathMatch>,
     /// Empty = every method.
     pub methods: Vec<Method>,
     pub headers: Vec<(http::HeaderName, ValueMatch)>,
     pub query: Vec<(String, ValueMatch)>,
+    /// Names as written; a dot may lead into a claim.
+    pub claims: Vec<(String, ValueMatch)>,
     pub cookies: Vec<(String, ValueMatch)>,
 }
 

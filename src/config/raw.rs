@@ -226,6 +226,10 @@ section! {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         #[schemars(with = "Option<BTreeMap<String, TextMatch>>")]
         query: Option<Node>,
+        /// Claims of the user, `a.b` for one inside another; the route's `auth.require` says who vouches for them.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[schemars(with = "Option<BTreeMap<String, TextMatch>>")]
+        claims: Option<Node>,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         #[schemars(with = "Option<BTreeMap<String, TextMatch>>")]
         cookies: Option<Node>,

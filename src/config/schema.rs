@@ -48,6 +48,7 @@ pub fn schema(entries: &[Entry]) -> Value {
         "services": named(service),
         "workload": section::<raw::Workload>(&mut g),
         "telemetry": section::<raw::Telemetry>(&mut g),
+        "state": section::<onehop_filters::contract::state::State>(&mut g),
         "lifecycle": section::<raw::Lifecycle>(&mut g),
         "runtime": section::<raw::Runtime>(&mut g),
     });
@@ -139,8 +140,7 @@ mod tests {
     fn every_section_is_closed_and_every_key_is_there() {
         let schema = schema(&[]);
         let root: Vec<&String> = schema["properties"].as_object().expect("properties").keys().collect();
-        let sections: Vec<&str> =
-            super::super::load::SECTIONS.iter().map(|(n, _)| *n).filter(|n| *n != "state").collect();
+        let sections: Vec<&str> = super::super::load::SECTIONS.iter().map(|(n, _)| *n).collect();
         assert_eq!(root, sections);
         assert_eq!(schema["additionalProperties"], false);
         for (name, definition) in schema["$defs"].as_object().expect("definitions") {

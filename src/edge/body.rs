@@ -10,17 +10,69 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::Version;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use onehop_filters::contract::{BodyError, Fault, Reason, trailers};
+use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep};
 
-/// hyper's request body with a limit and a clock. Its failures are [`Fault`]s of the client's side.
+use super::h2::{Tunnel, Upload};
+
+/// A request body off the wire, without limits: see [`Inbound`].
+#[derive(Debug)]
+pub enum Incoming {
+    /// None comes.
+    Empty,
+    /// All of it, there already.
+    Whole(Bytes),
+    /// From hyper.
+    H1(hyper::body::Incoming),
+    /// From a stream.
+    H2(Box<Upload>),
+    /// The stream of an HTTP/2 CONNECT, once it has been answered with success.
+    Connect(oneshot::Receiver<Tunnel>),
+}
+
+impl Incoming {
+    /// Whether nothing comes any more.
+    #[must_use]
+    pub fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty | Self::Connect(_) => true,
+            Self::Whole(_) => false,
+            Self::H1(body) => body.is_end_stream(),
+            Self::H2(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty | Self::Connect(_) => SizeHint::with_exact(0),
+            Self::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Self::H1(body) => body.size_hint(),
+            Self::H2(body) => body.size_hint(),
+        }
+    }
+
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
+        match self {
+            Self::Empty | Self::Connect(_) => Poll::Ready(None),
+            Self::Whole(bytes) => {
+                let bytes = std::mem::take(bytes);
+                *self = Self::Empty;
+                Poll::Ready(Some(Ok(Frame::data(bytes))))
+            }
+            Self::H1(body) => Pin::new(body).poll_frame(cx).map_err(|e| fault_of(&e)),
+            Self::H2(body) => body
+                .poll_frame(cx)
+                .map_err(|_| Fault::new(Reason::ClientGone).detail("the stream was reset").by("edge")),
+        }
+    }
+}
+
+/// A request body with a limit and a clock. Its failures are [`Fault`]s of the client's side.
 #[derive(Debug)]
 pub struct Inbound {
     incoming: Incoming,
-    http2: bool,
     seen: u64,
     limit: u64,
     idle: Duration,
@@ -32,13 +84,11 @@ pub struct Inbound {
 }
 
 impl Inbound {
-    /// Wraps the body of a request of this `version`. `limit`: bytes; `idle`: the longest wait between two frames, zero
-    /// for no limit.
+    /// Wraps the body of a request. `limit`: bytes; `idle`: the longest wait between two frames, zero for no limit.
     #[must_use]
-    pub fn new(incoming: Incoming, version: Version, limit: Option<u64>, idle: Duration) -> Self {
+    pub fn new(incoming: Incoming, limit: Option<u64>, idle: Duration) -> Self {
         let limit = limit.unwrap_or(u64::MAX);
-        let http2 = version == Version::HTTP_2;
-        Self { incoming, http2, seen: 0, limit, idle, sleep: None, waiting: false, over: false, count: None }
+        Self { incoming, seen: 0, limit, idle, sleep: None, waiting: false, over: false, count: None }
     }
 
     /// Refuses a body whose announced length is over the limit, before it is asked for.
@@ -99,7 +149,7 @@ impl Body for Inbound {
             return this.fail(fault);
         }
         loop {
-            let frame = match Pin::new(&mut this.incoming).poll_frame(cx) {
+            let frame = match this.incoming.poll_frame(cx) {
                 Poll::Ready(frame) => frame,
                 Poll::Pending => {
                     ready!(this.poll_idle(cx));
@@ -109,14 +159,9 @@ impl Body for Inbound {
             this.waiting = false;
             let mut frame = match frame {
                 Some(Ok(frame)) => frame,
-                Some(Err(e)) => return this.fail(fault_of(&e)),
+                Some(Err(fault)) => return this.fail(fault),
                 None => {
                     this.over = true;
-                    // hyper reports an upload cut by RST_STREAM(NO_ERROR) as a clean end; only its end-of-stream flag,
-                    // which says nothing for chunked HTTP/1, tells the two apart.
-                    if this.http2 && !this.incoming.is_end_stream() {
-                        return this.fail(Fault::new(Reason::ClientGone).detail("the stream was reset").by("edge"));
-                    }
                     return Poll::Ready(None);
                 }
             };

@@ -1,7 +1,7 @@
-//! The io under hyper's HTTP/2 server. Writes gather in one buffer and leave once per poll of the connection: h2 ends
+//! The io under HTTP/2. Writes gather in one buffer and leave once per poll of the connection: h2 ends
 //! every DATA payload with a flush, which would be one TLS record and one syscall a response.
 //!
-//! hyper holds one handle; whoever polls the connection holds another and calls [`Handle::poll_out`] after each poll.
+//! h2 holds one handle; whoever polls the connection holds another and calls [`Handle::poll_out`] after each poll.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -73,6 +73,11 @@ impl Handle {
         }
     }
 
+    /// The io itself, once nobody else has a handle.
+    pub fn into_io(self) -> Option<Stream> {
+        Arc::into_inner(self.0).map(|shared| shared.into_inner().io)
+    }
+
     /// Gives memory back after a burst.
     pub fn shrink(&self) {
         let mut this = self.lock();
@@ -83,6 +88,11 @@ impl Handle {
 }
 
 impl Coalesce {
+    /// Appends a frame that h2 has no words for.
+    pub fn append(&mut self, frame: &[u8]) {
+        self.out.extend_from_slice(frame);
+    }
+
     /// Marks the coming close a reset.
     pub fn reset_on_close(&self) {
         self.io.reset_on_close();

@@ -17,7 +17,7 @@ use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 pub(super) use self::alarm::{Alarm, Watch, after};
-pub(super) use self::front::answer;
+pub(super) use self::front::{answer, catch};
 pub(super) use self::wire::{Exchange, Framing, Wire};
 use super::drain_signal::DrainSignal;
 use super::gate::Gate;

@@ -125,7 +125,7 @@ async fn busy<S: Serve>(gate: Box<Gate>, setup: &Setup<S>, watch: &mut Watch) ->
         let (serve, link, most) = (setup.serve.clone(), link.clone(), settings.limits.requests);
         service_fn(move |mut request: Request<Incoming>| {
             let exchange = begin(&link, &mut request);
-            answer(&serve, request, exchange, most, None)
+            answer(&serve, request, exchange, most)
         })
     };
     let mut conn = builder(settings).serve_connection(TokioIo::new(gate), service).with_upgrades();

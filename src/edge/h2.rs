@@ -1,29 +1,32 @@
-//! HTTP/2: hyper's server over the coalescing io, with the clocks and rates it lacks.
+//! HTTP/2: the h2 crate's server over the coalescing io, with the clocks and rates it lacks. h2 is the engine (frames,
+//! HPACK, windows, the limits on memory); which streams run, how their bodies move and when the connection ends is here.
 
-pub(super) mod exec;
+mod date;
 pub(super) mod frames;
+mod stream;
 #[cfg(test)]
 mod tests;
+mod tunnel;
+mod upload;
 
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::task::Poll;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use http::Request;
-use hyper::body::Incoming;
-use hyper::server::conn::http2;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use h2::Reason as Code;
+use h2::server::{Builder, Connection, Handshake};
 use onehop_filters::contract::{Moment, now};
 
-use self::exec::Streams;
 pub(super) use self::frames::PREFACE;
 use self::frames::Work;
+pub use self::tunnel::Tunnel;
+pub use self::upload::Upload;
 use super::coalesce::Handle;
-use super::conn::{Framing, Setup, Watch, Wire, after, answer};
+use super::conn::{Setup, Watch, Wire, after, linger};
 use super::drain_signal::Phase;
 use super::serve::{Serve, Settings};
 use super::stream::Stream;
@@ -38,19 +41,10 @@ const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Serves until the connection ends.
 pub async fn run<S: Serve>(io: Stream, setup: &Setup<S>, watch: &mut Watch) {
-    let settings = setup.settings.clone();
-    let link = setup.link.clone();
+    let (settings, link) = (&setup.settings, &setup.link);
     link.wire.head_since.store(0, Relaxed);
     let handle = Handle::new(io, link.clone());
-    let streams = Streams::new(settings.limits.body_idle_timeout);
-    let service = {
-        let (serve, link, streams) = (setup.serve.clone(), link.clone(), streams.clone());
-        service_fn(move |request: Request<Incoming>| {
-            let exchange = Wire::begin(&link, Framing::Length(0), false);
-            answer(&serve, request, exchange, None, Some(streams.announce()))
-        })
-    };
-    let mut conn = builder(&settings, streams).serve_connection(TokioIo::new(handle.clone()), service);
+    let mut peer = Peer { stage: Stage::Greeting(builder(settings).handshake(handle.clone())), leaving: false };
     let mut clocks = Clocks::new();
     let over = poll_fn(|cx| {
         let (phase, fresh) = watch.phase(cx);
@@ -59,57 +53,118 @@ pub async fn run<S: Serve>(io: Stream, setup: &Setup<S>, watch: &mut Watch) {
         }
         link.wire.draining.store(phase == Phase::Draining, Relaxed);
         if phase == Phase::Draining && clocks.farewell.is_none() {
-            // hyper keeps this in mind until the preface is through: a request may stand right behind it.
             clocks.farewell = Some(now());
-            Pin::new(&mut conn).graceful_shutdown();
+            peer.leave();
         }
         loop {
-            let polled = Pin::new(&mut conn).poll(cx);
+            let polled = peer.poll(cx, setup);
+            link.wire.drop_interims();
             // Always, whatever the poll said: this is the flush that h2 was told had happened.
             let written = handle.poll_out(cx);
             if let Poll::Ready(result) = polled {
-                return Poll::Ready(result.map_or_else(|e| Over::Ended(word(&e)), |()| Over::Quiet));
+                return Poll::Ready(result.map_or_else(|e| Over::of(&e), |()| Over::Quiet));
             }
             if let Poll::Ready(Err(_)) = written {
                 return Poll::Ready(Over::Ended("reset"));
             }
-            match clocks.judge(&handle, &link.wire, &settings) {
+            match clocks.judge(&handle, &link.wire, settings) {
                 Verdict::Wait(due) => {
                     watch.ring(cx, due, fresh);
                     return Poll::Pending;
                 }
                 Verdict::Over(over) => return Poll::Ready(over),
                 // The farewell is written by another turn.
-                Verdict::Leave => Pin::new(&mut conn).graceful_shutdown(),
+                Verdict::Leave => peer.leave(),
             }
         }
     })
     .await;
     match over {
-        Over::Quiet => {
-            poll_fn(|cx| {
-                handle.close_now(cx);
-                Poll::Ready(())
-            })
-            .await;
-        }
+        Over::Quiet => drop(poll_fn(|cx| Poll::Ready(handle.close_now(cx))).now_or_never()),
         Over::Ended(why) => setup.closed(if link.wire.panicked.load(Relaxed) { "panic" } else { why }),
+        Over::Broken => {
+            setup.closed("protocol");
+            Box::pin(say_goodbye(peer, handle, None)).await;
+        }
         Over::Cut(why) => {
             handle.lock().reset_on_close();
             setup.closed(why);
         }
         Over::Flood(why) => {
-            handle.lock().deaf = true;
-            // hyper cannot name a code: GOAWAY goes out, then the connection is gone.
-            Pin::new(&mut conn).graceful_shutdown();
-            poll_fn(|cx| {
-                let _ = Pin::new(&mut conn).poll(cx);
-                let _ = handle.poll_out(cx);
-                Poll::Ready(())
-            })
-            .await;
             setup.closed(why);
+            handle.lock().deaf = true;
+            Box::pin(say_goodbye(peer, handle, Some(Code::ENHANCE_YOUR_CALM))).await;
         }
+    }
+}
+
+/// The connection, from its preface on.
+struct Peer {
+    stage: Stage,
+    /// To be said once the preface is through: a request may stand right behind it.
+    leaving: bool,
+}
+
+enum Stage {
+    Greeting(Handshake<Handle, Bytes>),
+    Open(Connection<Handle, Bytes>),
+    /// The client never said the preface.
+    Stranger,
+}
+
+impl Peer {
+    /// Begins the two-step GOAWAY (RFC 9113 section 6.8).
+    fn leave(&mut self) {
+        match &mut self.stage {
+            Stage::Open(conn) => conn.graceful_shutdown(),
+            Stage::Greeting(_) | Stage::Stranger => self.leaving = true,
+        }
+    }
+
+    /// Moves frames, and begins the streams that arrived. Ready once all has been said.
+    fn poll<S: Serve>(&mut self, cx: &mut Context<'_>, setup: &Setup<S>) -> Poll<Result<(), h2::Error>> {
+        if let Stage::Greeting(greeting) = &mut self.stage {
+            match ready!(Pin::new(greeting).poll(cx)) {
+                Ok(conn) => self.stage = Stage::Open(conn),
+                Err(e) => {
+                    self.stage = Stage::Stranger;
+                    return Poll::Ready(Err(e));
+                }
+            }
+            if self.leaving {
+                self.leave();
+            }
+        }
+        let Stage::Open(conn) = &mut self.stage else { return Poll::Ready(Ok(())) };
+        while let Some(accepted) = ready!(conn.poll_accept(cx)) {
+            let (request, respond) = accepted?;
+            stream::begin(&setup.serve, &setup.link, request, respond, setup.settings.limits.body_idle_timeout);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// Says why, as far as the client takes it, and closes so that it arrives. With a `code` of ours; without, h2 has said it,
+/// unless the client is a stranger.
+async fn say_goodbye(peer: Peer, handle: Handle, code: Option<Code>) {
+    match peer.stage {
+        Stage::Open(mut conn) => {
+            if let Some(code) = code {
+                conn.abrupt_shutdown(code);
+                let _ = poll_fn(|cx| conn.poll_closed(cx)).now_or_never();
+            }
+        }
+        greeting => {
+            drop(greeting);
+            // GOAWAY, no stream seen (RFC 9113 section 3.4 asks for one after an invalid preface).
+            let code = u32::from(code.unwrap_or(Code::PROTOCOL_ERROR)).to_be_bytes();
+            let goaway = [&[0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0][..], &code].concat();
+            handle.lock().append(&goaway);
+        }
+    }
+    let _ = poll_fn(|cx| handle.poll_out(cx)).now_or_never();
+    if let Some(io) = handle.into_io() {
+        linger(io).await;
     }
 }
 
@@ -118,10 +173,24 @@ enum Over {
     Quiet,
     /// By the client, or by an error.
     Ended(&'static str),
+    /// By an error of the client's that it is told about.
+    Broken,
     /// By a clock: the client takes or sends nothing.
     Cut(&'static str),
     /// By a rate.
     Flood(&'static str),
+}
+
+impl Over {
+    fn of(e: &h2::Error) -> Self {
+        if e.is_io() {
+            Self::Ended("reset")
+        } else if e.is_go_away() && e.is_remote() {
+            Self::Ended("client-gone")
+        } else {
+            Self::Broken
+        }
+    }
 }
 
 enum Verdict {
@@ -201,30 +270,17 @@ impl Clocks {
     }
 }
 
-fn builder(settings: &Settings, streams: Streams) -> http2::Builder<Streams> {
+fn builder(settings: &Settings) -> Builder {
     let limits = &settings.limits;
-    let mut builder = http2::Builder::new(streams);
+    let mut builder = Builder::new();
     builder
         .max_concurrent_streams(limits.streams)
-        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(FRAME)
         .header_table_size(HEADER_TABLE)
         .max_header_list_size(u32::try_from(limits.head).unwrap_or(u32::MAX))
-        .max_send_buf_size(SEND_BUFFER)
+        .max_send_buffer_size(SEND_BUFFER)
         .enable_connect_protocol();
     builder
 }
-
-fn word(error: &hyper::Error) -> &'static str {
-    use std::error::Error as _;
-    match error.source().and_then(|e| e.downcast_ref::<h2::Error>()) {
-        Some(e) if e.is_io() => "reset",
-        Some(e) if e.is_go_away() && e.is_remote() => "client-gone",
-        Some(_) => "protocol",
-        None => "io",
-    }
-}
-
-/// Kept beside [`Streams::announce`] for the response body.
-pub(super) type Stalled = Option<Arc<exec::Stall>>;

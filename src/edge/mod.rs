@@ -17,6 +17,7 @@ mod listener_state;
 pub mod proxy_protocol;
 pub mod serve;
 pub mod stream;
+pub mod switch;
 pub mod tls;
 pub mod tls_certs;
 pub mod tls_peer;

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, StatusCode};
-use hyper::body::Incoming;
 use onehop_filters::contract::{BodyError, Conn, Fault};
 
+use super::body::Incoming;
 use super::conn::{self, Wire};
 use super::drain_signal::DrainSignal;
 use super::stream::Stream;
@@ -19,11 +19,11 @@ use crate::config::plan::{Limits, Listener};
 pub trait Serve: Send + Sync + 'static {
     /// Response bodies. A body that ends early fails: the client must see the cut.
     type Body: http_body::Body<Data = Bytes, Error = BodyError> + Send + Unpin + 'static;
-    /// The answer to come.
-    type Future: Future<Output = Response<Self::Body>> + Send + 'static;
-
-    /// One request. Cancelled by dropping, when the client leaves.
-    fn call(self: &Arc<Self>, request: Request<Incoming>, link: &Arc<Link>) -> Self::Future;
+    /// The answer to come. Boxed, in effect: connections and tasks hold it, and move it about.
+    type Future: Future<Output = Response<Self::Body>> + Send + Unpin + 'static;
+    /// One request. Cancelled by dropping, when the client leaves. `stream` is its number on the connection, for
+    /// [`Link::informational`]; 0 on HTTP/1.
+    fn call(self: &Arc<Self>, request: Request<Incoming>, link: &Arc<Link>, stream: u32) -> Self::Future;
 
     /// A head the gate refused: the complete HTTP/1.1 answer to write, with `connection: close`. Also the place to log
     /// and count it: no request exists.
@@ -48,11 +48,11 @@ impl Link {
         Arc::new(Self { conn, wire: Wire::default() })
     }
 
-    /// Sends an informational response (100, 103) ahead of the final one. Says false where that is impossible: on
-    /// HTTP/2 (hyper has no way to send one), to an HTTP/1.0 client (RFC 9110 section 15.2), and after the final
-    /// answer. 101 is not informational in this sense.
-    pub fn informational(&self, status: StatusCode, headers: &HeaderMap) -> bool {
-        self.wire.informational(status, headers)
+    /// Sends an informational response (100, 103) ahead of the final one of this `stream`. Says false where that is
+    /// impossible: to an HTTP/1.0 client (RFC 9110 section 15.2), and after the final answer. 101 is not informational
+    /// in this sense. On HTTP/2 it is for the request's own future to call.
+    pub fn informational(&self, stream: u32, status: StatusCode, headers: HeaderMap) -> bool {
+        self.wire.informational(stream, status, headers)
     }
 
     /// Ends the connection with a reset instead of an orderly close, once this exchange is over: for an HTTP/1.0

@@ -50,7 +50,7 @@ pub struct Admitted {
 pub fn admit(parts: &mut request::Parts, conn: &Conn, limits: &Limits, paths: Paths) -> Result<Admitted, Fault> {
     let request::Parts { method, uri, version, headers, extensions, .. } = parts;
     let version = *version;
-    let protocol = extensions.get::<hyper::ext::Protocol>();
+    let protocol = extensions.get::<h2::ext::Protocol>();
     check_method(method, protocol.is_some())?;
 
     let h2 = version == Version::HTTP_2;

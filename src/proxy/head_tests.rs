@@ -246,7 +246,7 @@ fn wishes_become_flags() {
 #[test]
 fn extended_connect_is_an_upgrade() {
     let mut parts = parse(&["CONNECT https://a/chat 2"]);
-    parts.extensions.insert(hyper::ext::Protocol::from_static("WebSocket"));
+    parts.extensions.insert(h2::ext::Protocol::from_static("WebSocket"));
     let got = admit(&mut parts, &conn(), &limits(), STRICT).unwrap();
     assert_eq!((got.method, got.upgrade), (Method::CONNECT, Some(HeaderValue::from_static("websocket"))));
     assert_eq!(got.target, "/chat");

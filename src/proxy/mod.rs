@@ -2,6 +2,7 @@
 
 pub mod attempt;
 mod callout;
+mod claims;
 pub mod deadline;
 pub mod embed;
 pub mod exchange;

@@ -7,12 +7,13 @@ use std::time::Duration;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version, header};
 use http_body::Body as _;
-use hyper::upgrade::OnUpgrade;
 use onehop_filters::contract::metrics::Gauge;
+use onehop_filters::contract::principal::User;
 use onehop_filters::contract::scratch::Failure;
 use onehop_filters::contract::trail::{Outcome, Trail};
 use onehop_filters::contract::{
-    Body, Conn, Fault, Moment, Origin, Proof, Reason, RequestCx, ResponseCx, Scratch, Side, Step, Trace, Verdict, now,
+    Body, Conn, Dialect, Fault, Moment, Origin, Proof, Reason, RequestCx, ResponseCx, Scratch, Side, Step, Trace,
+    Verdict, now,
 };
 use smallvec::SmallVec;
 
@@ -22,10 +23,11 @@ use super::head::{Admitted, admit};
 use super::headers::forwarded::{Fields, Stamp};
 use super::headers::hop::Seen;
 use super::headers::{legal, request_id, trace, via};
-use super::{deadline, ledger, passthrough, upgrade};
+use super::{claims, deadline, ledger, passthrough, upgrade};
 use crate::config::plan::Capture;
-use crate::edge::body::Inbound;
+use crate::edge::body::{Inbound, Incoming};
 use crate::edge::serve::Link;
+use crate::edge::switch::Switch;
 use crate::edge::tls::Acceptor;
 use crate::fault;
 use crate::observe::server_timing;
@@ -72,16 +74,16 @@ pub struct Arrived {
     pub parts: Parts,
     /// Body.
     pub body: Arriving,
-    /// The connection's own tools; none when embedded.
-    pub link: Option<Arc<Link>>,
+    /// The connection's own tools, and the request's stream on it; none when embedded.
+    pub link: Option<(Arc<Link>, u32)>,
     /// The way to the raw connection, if the client asked for another protocol.
-    pub on_upgrade: Option<OnUpgrade>,
+    pub on_upgrade: Option<Switch>,
 }
 
 /// A request body whose limits are not known yet: they depend on the route.
 pub enum Arriving {
     /// From a connection.
-    Wire(hyper::body::Incoming),
+    Wire(Incoming),
     /// Made by the embedding program.
     Made(Body),
 }
@@ -117,7 +119,11 @@ pub fn open(cell: &Cell, caller: &Caller, arrived: Arrived) -> Result<Request, R
     }
     rq.link = link;
     rq.on_upgrade = on_upgrade;
-    take_body(&mut rq, listener, body, length);
+    if rq.undecided.is_empty() || rq.doomed.is_some() {
+        take_body(&mut rq, listener, body, length);
+    } else {
+        rq.waits = Some(Box::new((body, length)));
+    }
     Ok(rq)
 }
 
@@ -128,10 +134,33 @@ pub struct Request {
     expect_continue: bool,
     upgrade: Option<HeaderValue>,
     grpc: bool,
-    link: Option<Arc<Link>>,
-    on_upgrade: Option<OnUpgrade>,
+    link: Option<(Arc<Link>, u32)>,
+    on_upgrade: Option<Switch>,
     /// Found out before the chain: refuses without running it.
     doomed: Option<Fault>,
+    /// The body and its length, while claims have yet to decide the route and with it the body's limits.
+    waits: Option<Box<(Arriving, Option<u64>)>>,
+    /// Routes that claims nobody knows yet decide about, and how much of the path each covers.
+    undecided: Vec<(u32, usize)>,
+    /// What the caller's deadline leaves, and whether every route takes it over.
+    left: (Option<Duration>, bool),
+}
+
+impl Request {
+    /// Chooses the route by the user's claims; gives the user.
+    async fn decide(&mut self, listener: &Listener) -> Option<Arc<User>> {
+        let undecided = std::mem::take(&mut self.undecided);
+        let (found, user) = claims::choose(&mut self.ex, listener, &undecided).await;
+        let view = self.ex.view.clone();
+        let route = found.map_or(&view.unrouted, |(i, _)| &view.routes[i as usize]);
+        let (left, always) = self.left;
+        let ex = &mut *self.ex;
+        ex.route = found.map(|(i, _)| i);
+        ex.cx.route = route.info.clone();
+        ex.cx.covered = found.map_or(0, |(_, covered)| covered);
+        ex.cx.deadline = due(route, ex.cx.started, left.filter(|_| always || route.inherit_deadline));
+        user
+    }
 }
 
 /// Settles everything about the request that does not depend on its route, then its route.
@@ -173,12 +202,20 @@ fn begin(view: &Arc<View>, listener: &Listener, caller: &Caller, admitted: Admit
         query: target.query(),
         method: &method,
         headers: &headers,
+        claims: None,
     };
-    let found = preflight(view, listener, &probe)
+    let preflight = preflight(view, listener, &probe);
+    let undecided = match preflight {
+        Some(_) => Vec::new(),
+        None => listener.table.undecided(&probe).into_iter().map(|hit| (*hit.value, hit.covered)).collect(),
+    };
+    let found = preflight
         .or_else(|| listener.table.lookup(&probe).map(|hit| (*hit.value, hit.covered)))
         .or_else(|| Some((listener.stranger.filter(|_| !listener.table.knows(probe.host))?, 0)));
     let route = found.map_or(&view.unrouted, |(i, _)| &view.routes[i as usize]);
-    let left = left.filter(|_| near || route.inherit_deadline || grpc);
+    let always = near || grpc;
+    let kept = (left, always);
+    let left = left.filter(|_| always || route.inherit_deadline);
     let asked = target.clone();
     let cx = RequestCx {
         conn: conn.clone(),
@@ -210,7 +247,19 @@ fn begin(view: &Arc<View>, listener: &Listener, caller: &Caller, admitted: Admit
     let route = found.map(|(i, _)| i);
     let mut ex = Unanswered::new(Exchange { cx, asked, view: view.clone(), route, fields, tally, admission: None });
     ex.cx.trail.timed = debug || trace.sampled;
-    Request { ex, te_trailers, expect_continue, upgrade, grpc, link: None, on_upgrade: None, doomed }
+    Request {
+        ex,
+        te_trailers,
+        expect_continue,
+        upgrade,
+        grpc,
+        link: None,
+        on_upgrade: None,
+        doomed,
+        waits: None,
+        undecided,
+        left: kept,
+    }
 }
 
 /// The route of a cross-origin preflight: the one that will serve the request it asks for, if that answers preflights.
@@ -221,8 +270,11 @@ fn preflight(view: &View, listener: &Listener, probe: &Probe<'_>) -> Option<(u32
     }
     let method = probe.headers.get(header::ACCESS_CONTROL_REQUEST_METHOD)?;
     let method = Method::from_bytes(method.as_bytes()).ok()?;
-    let hit = listener.table.lookup(&Probe { method: &method, ..*probe })?;
-    view.routes[*hit.value as usize].preflights.then_some((*hit.value, hit.covered))
+    let probe = Probe { method: &method, ..*probe };
+    // It carries no credential: routes that claims decide about answer for what may follow.
+    let undecided = listener.table.undecided(&probe).into_iter();
+    let mut hits = undecided.chain(listener.table.lookup(&probe)).map(|hit| (*hit.value, hit.covered));
+    hits.find(|(i, _)| view.routes[*i as usize].preflights)
 }
 
 /// Continues the caller's trace, or begins one if there is anywhere to report it.
@@ -247,11 +299,20 @@ fn take_body(rq: &mut Request, listener: &Listener, body: Arriving, length: Opti
     }
     rq.ex.cx.body = match body {
         Arriving::Wire(incoming) if incoming.is_end_stream() => Body::Empty,
+        // There already: no need for a clock, nor for anybody to wait.
+        Arriving::Wire(Incoming::Whole(bytes)) => {
+            let length = bytes.len() as u64;
+            if limit.is_some_and(|limit| length > limit) && rq.doomed.is_none() {
+                rq.doomed = Some(Fault::new(Reason::BodyTooLarge).by("limits"));
+            }
+            rq.ex.tally.bytes_in = Some(Arc::new(AtomicU64::new(length)));
+            Body::full(bytes)
+        }
         Arriving::Wire(incoming) => {
             let counted = Arc::new(AtomicU64::new(0));
             rq.ex.tally.bytes_in = Some(counted.clone());
             let idle = listener.plan.limits.body_idle_timeout;
-            Body::stream(Inbound::new(incoming, rq.ex.cx.version, limit, idle).counted(counted))
+            Body::stream(Inbound::new(incoming, limit, idle).counted(counted))
         }
         Arriving::Made(body) => body,
     };
@@ -272,6 +333,14 @@ fn due(route: &Route, started: Moment, left: Option<Duration>) -> Moment {
 pub async fn serve(rq: &mut Request, caller: &Caller) -> Response<Outgoing> {
     // Held here, so that it can be borrowed beside the exchange, all the way down to the tries.
     let view = rq.ex.view.clone();
+    if let Some(waits) = rq.waits.take()
+        && let Some(listener) = view.listener(&caller.conn.listener)
+    {
+        // Boxed: the rare way must not make every request's future larger.
+        Box::pin(rq.decide(listener)).await;
+        let (body, length) = *waits;
+        take_body(rq, listener, body, length);
+    }
     let route = rq.ex.route.map_or(&view.unrouted, |i| &view.routes[i as usize]);
     let overload = view.overload.as_ref().map(|overload| (overload, &view.engine.inflight));
     let mut ran = 0;
@@ -439,18 +508,20 @@ async fn call(rq: &mut Request, view: &Arc<View>, callee: Callee<'_>) -> Result<
     {
         return Err(Fault::new(Reason::UpgradeRefused).by("upgrades"));
     }
-    let relay = link.as_ref().filter(|_| ex.cx.version == Version::HTTP_11).cloned();
-    let relay = relay.map(|link| {
+    let relay = link.clone().map(|(link, stream)| {
         move |status: StatusCode, headers: HeaderMap| {
-            link.informational(status, &headers);
+            link.informational(stream, status, headers);
         }
     });
+    // As the filters left it: some speak gRPC, which needs trailers, for a caller that does not.
+    let grpc = ex.cx.headers.get(header::CONTENT_TYPE).is_some_and(fault::is_grpc);
+    let translated = ex.cx.scratch.find::<Dialect>().is_some();
     let mut handshake = upgrade::Handshake::begin(&mut ex.cx, wanted.as_ref());
     let wants = Wants {
-        te_trailers: rq.te_trailers,
+        te_trailers: rq.te_trailers || (grpc && translated),
         expect_continue: rq.expect_continue,
         upgrade: wanted.as_ref(),
-        grpc: rq.grpc,
+        grpc,
         informational: relay.as_ref().map(|f| f as &(dyn Fn(StatusCode, HeaderMap) + Send + Sync)),
     };
     let got = match callee {
@@ -474,7 +545,10 @@ fn render(ex: &mut Exchange, fault: &Fault) -> ResponseCx {
     // What a filter or a gate refuses never reached an endpoint, whatever its fault says of tries.
     let may_have_run = fault.reason.side() == Side::Upstream && fault.proof == Proof::MayHaveRun;
     ex.cx.scratch.put(Failure { reason: fault.reason, may_have_run });
-    let asked = fault::Asked::of(&ex.cx.method, &ex.cx.headers, &ex.cx.request_id);
+    let mut asked = fault::Asked::of(&ex.cx.method, &ex.cx.headers, &ex.cx.request_id);
+    if let Some(caller) = ex.cx.scratch.find::<Dialect>() {
+        asked.grpc = caller.grpc.as_ref();
+    }
     let (parts, body) = fault::response(fault, &asked).into_parts();
     ResponseCx { status: parts.status, headers: parts.headers, body, origin: Origin::Fault }
 }
@@ -588,20 +662,26 @@ pub async fn hypothetical(view: &Arc<View>, listener: &Listener, caller: &Caller
             return found;
         }
     };
-    let probe = Probe {
-        host: admitted.authority.host(),
-        path: admitted.target.path(),
-        query: admitted.target.query(),
-        method: &admitted.method,
-        headers: &admitted.headers,
-    };
-    found.candidates = listener.table.explain(&probe);
+    let (authority, target) = (admitted.authority.clone(), admitted.target.clone());
+    let (method, headers) = (admitted.method.clone(), admitted.headers.clone());
     let mut rq = begin(view, listener, caller, admitted, now());
+    rq.ex.cx.dry_run = true;
+    rq.ex.cx.trail.timed = true;
+    let user = match rq.undecided.is_empty() {
+        true => None,
+        false => rq.decide(listener).await,
+    };
+    found.candidates = listener.table.explain(&Probe {
+        host: authority.host(),
+        path: target.path(),
+        query: target.query(),
+        method: &method,
+        headers: &headers,
+        claims: user.as_ref().map(|user| &user.claims),
+    });
     found.route = rq.ex.route;
     found.refused = rq.doomed.take();
     let cx = &mut rq.ex.cx;
-    cx.dry_run = true;
-    cx.trail.timed = true;
     if let Some(route) = found.route.map(|i| &view.routes[i as usize]) {
         let mut ran = 0;
         found.verdict = match chain(cx, route, None, &mut ran).await {
@@ -627,7 +707,7 @@ mod tests {
     /// Both are moved into their boxes once a request, byte by byte, whether the bytes mean anything yet or not.
     #[test]
     fn what_a_request_moves_stays_small() {
-        assert!(size(serve) <= 1920, "{}", size(serve));
-        assert!(size_of::<Exchange>() <= 2048, "{}", size_of::<Exchange>());
+        assert!(size(serve) <= 2048, "{}", size(serve));
+        assert!(size_of::<Exchange>() <= 2304, "{}", size_of::<Exchange>());
     }
 }

@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{Request, Response};
-use hyper::body::Incoming;
 use onehop_filters::contract::Fault;
 use onehop_filters::contract::metrics::Registry;
 
@@ -16,8 +15,10 @@ use super::headers::request_id;
 use super::ledger;
 use super::request::{self, Arrived, Arriving, Caller};
 use crate::edge::accept::{Accepted, Handler};
+use crate::edge::body::Incoming;
 use crate::edge::drain_signal::DrainSignal;
 use crate::edge::serve::{self, Link, Serve};
+use crate::edge::switch::Switch;
 use crate::fault;
 use crate::snapshot::cell::Cell;
 
@@ -64,12 +65,10 @@ impl Serve for Session {
     type Body = Outgoing;
     type Future = Pin<Box<dyn Future<Output = Response<Outgoing>> + Send>>;
 
-    fn call(self: &Arc<Self>, mut rq: Request<Incoming>, link: &Arc<Link>) -> Self::Future {
-        // hyper leaves something there only for a request that asks for another protocol.
-        let switches = !rq.extensions().is_empty();
-        let on_upgrade = switches.then(|| hyper::upgrade::on(&mut rq));
+    fn call(self: &Arc<Self>, mut rq: Request<Incoming>, link: &Arc<Link>, stream: u32) -> Self::Future {
+        let on_upgrade = Switch::of(&mut rq);
         let (parts, body) = rq.into_parts();
-        let arrived = Arrived { parts, body: Arriving::Wire(body), link: Some(link.clone()), on_upgrade };
+        let arrived = Arrived { parts, body: Arriving::Wire(body), link: Some((link.clone(), stream)), on_upgrade };
         let mut rq = match request::open(&self.cell, &self.caller, arrived) {
             Ok(rq) => rq,
             Err(refused) => return Box::pin(std::future::ready(refused)),

@@ -9,13 +9,12 @@ use aws_lc_rs::digest;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::{HeaderName, HeaderValue, Method, StatusCode, Version, header};
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
 use onehop_filters::contract::{Body, Fault, Reason, RequestCx, ResponseCx, now};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::exchange::{End, Exchange};
 use super::ledger;
+use crate::edge::switch::Switch;
 use crate::runtime::{Drain, Phase, wheel};
 use crate::upstream::Io;
 
@@ -54,7 +53,7 @@ impl Handshake {
     }
 
     /// The endpoint agreed: checks its proof, and turns its answer into the one our client expects.
-    pub fn accept(&mut self, rs: &mut ResponseCx, io: Box<dyn Io>, client: Option<OnUpgrade>) -> Result<Tunnel, Fault> {
+    pub fn accept(&mut self, rs: &mut ResponseCx, io: Box<dyn Io>, client: Option<Switch>) -> Result<Tunnel, Fault> {
         let Some(client) = client else {
             return Err(Fault::new(Reason::BadResponse)
                 .detail("the endpoint switched protocols unasked")
@@ -98,7 +97,7 @@ fn proof(key: &[u8]) -> HeaderValue {
 
 /// Both ends of an agreed tunnel.
 pub struct Tunnel {
-    client: OnUpgrade,
+    client: Switch,
     io: Box<dyn Io>,
 }
 
@@ -112,9 +111,9 @@ impl Tunnel {
         tokio::spawn(async move {
             let Self { client, io } = self;
             let copied = async {
-                match client.await {
-                    Ok(client) => copy(TokioIo::new(client), io, idle).await,
-                    Err(_) => (End::Aborted, 0),
+                match client.opened().await {
+                    Some(client) => copy(client, io, idle).await,
+                    None => (End::Aborted, 0),
                 }
             };
             let (end, out) = match drain {

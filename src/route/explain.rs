@@ -60,6 +60,8 @@ impl<T: Clone> Table<T> {
                 (true, true, Some(Failure::Header(name))) => (0, format!("header {name} differs")),
                 (true, true, Some(Failure::Cookie(name))) => (0, format!("cookie {name} differs")),
                 (true, true, Some(Failure::Query(name))) => (0, format!("query parameter {name} differs")),
+                (true, true, Some(Failure::Claim(name))) => (0, format!("claim {name} differs")),
+                (true, true, Some(Failure::Nobody(name))) => (0, format!("claim {name} of nobody: not authenticated")),
                 (true, false, _) if entry.kind == Kind::Regex || shares_start(&path, probe.path) => {
                     (1, format!("{} does not match", entry.rule(&path)))
                 }
@@ -134,6 +136,7 @@ impl<T: Clone> Table<T> {
             () if l.1 != w.1 => format!("names no method, unlike another route with {rule}"),
             () if l.2 != w.2 => format!("asks for fewer headers than another route with {rule}"),
             () if l.3 != w.3 => format!("asks for fewer query parameters than another route with {rule}"),
+            () if l.4 != w.4 => format!("asks for fewer claims than another route with {rule}"),
             () => format!("comes later in the file than another route with {rule}"),
         }
     }
@@ -190,7 +193,7 @@ fn shares_start(rule: &str, path: &str) -> bool {
     first(rule) == first(path)
 }
 
-/// Header and query conditions in an order of their own, as text.
+/// Header, query and claim conditions in an order of their own, as text.
 fn fields<T>(entry: &Entry<T>) -> Vec<String> {
     let text = |value: &Value| match value {
         Value::Exact(v) => format!("={v}"),
@@ -198,10 +201,11 @@ fn fields<T>(entry: &Entry<T>) -> Vec<String> {
         Value::Present => "?".to_owned(),
     };
     let Some(conditions) = &entry.conditions else { return Vec::new() };
-    let Conditions { headers, query, cookies, .. } = &**conditions;
+    let Conditions { headers, query, cookies, claims, .. } = &**conditions;
     let mut all: Vec<String> = headers.iter().map(|(n, v)| format!("h {n}{}", text(v))).collect();
     all.extend(query.iter().map(|(n, v)| format!("q {n}{}", text(v))));
     all.extend(cookies.iter().map(|(n, v)| format!("c {n}{}", text(v))));
+    all.extend(claims.iter().map(|(n, v)| format!("u {n}{}", text(v))));
     all.sort();
     all
 }

@@ -1,7 +1,8 @@
-//! What an entry asks of a request besides host and literal path: path regex, method, fields, query.
+//! What an entry asks of a request besides host and literal path: path regex, method, fields, query, claims.
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use regex::bytes::{Regex, RegexBuilder};
+use serde_json::{Map, Value as Json};
 
 use crate::config::plan::{Match, ValueMatch};
 
@@ -18,6 +19,8 @@ pub struct Probe<'a> {
     pub method: &'a Method,
     /// Request fields.
     pub headers: &'a HeaderMap,
+    /// Claims of the user; `None` = nobody is known, and no condition on claims holds.
+    pub claims: Option<&'a Map<String, Json>>,
 }
 
 /// A compiled regex may take this much memory, and as much again for its lazy DFA.
@@ -40,6 +43,7 @@ pub(super) struct Conditions {
     pub(super) headers: Vec<(HeaderName, Value)>,
     pub(super) query: Vec<(String, Value)>,
     pub(super) cookies: Vec<(String, Value)>,
+    pub(super) claims: Vec<(String, Value)>,
 }
 
 #[derive(Debug)]
@@ -53,7 +57,7 @@ impl Conditions {
     /// `None` where nothing is asked.
     pub(super) fn compile(rule: &Match) -> Result<Option<Self>, (String, regex::Error)> {
         let none = rule.methods.is_empty() && rule.headers.is_empty();
-        if none && rule.query.is_empty() && rule.cookies.is_empty() {
+        if none && rule.query.is_empty() && rule.cookies.is_empty() && rule.claims.is_empty() {
             return Ok(None);
         }
         let value = |v: &ValueMatch| {
@@ -68,6 +72,7 @@ impl Conditions {
             headers: rule.headers.iter().map(|(n, v)| Ok((n.clone(), value(v)?))).collect::<Result<_, _>>()?,
             query: rule.query.iter().map(|(n, v)| Ok((n.clone(), value(v)?))).collect::<Result<_, _>>()?,
             cookies: rule.cookies.iter().map(|(n, v)| Ok((n.clone(), value(v)?))).collect::<Result<_, _>>()?,
+            claims: rule.claims.iter().map(|(n, v)| Ok((n.clone(), value(v)?))).collect::<Result<_, _>>()?,
         }))
     }
 
@@ -77,6 +82,15 @@ impl Conditions {
 
     /// The first condition that does not hold.
     pub(super) fn failure(&self, probe: &Probe<'_>) -> Option<Failure<'_>> {
+        self.failure_but_claims(probe).or_else(|| {
+            let holds = |name: &str, value| probe.claims.is_some_and(|claims| claim_holds(claims, name, value));
+            let (name, _) = self.claims.iter().find(|(name, value)| !holds(name, value))?;
+            Some(if probe.claims.is_some() { Failure::Claim(name) } else { Failure::Nobody(name) })
+        })
+    }
+
+    /// As [`Self::failure`], taking every claim for granted.
+    pub(super) fn failure_but_claims(&self, probe: &Probe<'_>) -> Option<Failure<'_>> {
         if !self.methods.is_empty() && !self.methods.contains(probe.method) {
             return Some(Failure::Method);
         }
@@ -96,6 +110,9 @@ pub(super) enum Failure<'a> {
     Header(&'a HeaderName),
     Query(&'a str),
     Cookie(&'a str),
+    Claim(&'a str),
+    /// The claim of a user, and there is none.
+    Nobody(&'a str),
 }
 
 /// A repeated field matches if one of its lines does, or all of them joined with `,` (RFC 9110 section 5.2): upstreams
@@ -166,6 +183,36 @@ fn query_holds(query: Option<&str>, name: &str, wanted: &Value) -> bool {
         Value::Regex(regex) if found.1.contains('%') => regex.is_match(&decode(found.1).collect::<Vec<u8>>()),
         Value::Regex(regex) => regex.is_match(found.1.as_bytes()),
     }
+}
+
+/// A claim that is a list holds the condition if one of its items does; numbers and booleans count as their text.
+fn claim_holds(claims: &Map<String, Json>, name: &str, wanted: &Value) -> bool {
+    let Some(claim) = claim(claims, name) else { return false };
+    let items = match claim {
+        Json::Array(items) => items.as_slice(),
+        one => std::slice::from_ref(one),
+    };
+    let is = |test: &dyn Fn(&str) -> bool| {
+        items.iter().any(|item| match item {
+            Json::String(text) => test(text),
+            Json::Number(number) => test(&number.to_string()),
+            Json::Bool(truth) => test(if *truth { "true" } else { "false" }),
+            _ => false,
+        })
+    };
+    match wanted {
+        Value::Present => !claim.is_null(),
+        Value::Exact(text) => is(&|item| *item == **text),
+        Value::Regex(regex) => is(&|item| regex.is_match(item.as_bytes())),
+    }
+}
+
+/// The claim of this very name (names that are URLs have dots), else the one that the part behind a dot names inside it.
+fn claim<'c>(claims: &'c Map<String, Json>, name: &str) -> Option<&'c Json> {
+    claims.get(name).or_else(|| {
+        let inside = |(dot, _): (usize, &str)| claim(claims.get(&name[..dot])?.as_object()?, &name[dot + 1..]);
+        name.match_indices('.').find_map(inside)
+    })
 }
 
 fn decodes_to(raw: &str, wanted: &str) -> bool {

@@ -17,7 +17,7 @@ use super::path::normalise_str;
 use crate::config::plan::{Match, PathMatch, Route};
 
 /// The part of a route the table needs.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RouteSpec {
     /// Lower-case; `*.a.com` = any depth below a.com; empty, or `*` = any host.
     pub hosts: Vec<String>,
@@ -70,6 +70,8 @@ pub struct Table<T> {
     /// Without the `*.`.
     wildcards: HashMap<Box<str>, u32, foldhash::fast::RandomState>,
     any: Option<u32>,
+    /// Some entry asks for claims.
+    claims: bool,
     /// Bounds the search through the suffixes of a host.
     longest_wildcard: usize,
     seed: foldhash::quality::RandomState,
@@ -129,19 +131,28 @@ impl Hasher for Identity {
     }
 }
 
-/// Order within one node and kind, best first: method, most headers and cookies, most query parameters, first in the list. Regexes
-/// go by their length before that.
-type Rank = (std::cmp::Reverse<usize>, bool, std::cmp::Reverse<usize>, std::cmp::Reverse<usize>, u32);
+/// Order within one node and kind, best first: method, most headers and cookies, most query parameters, most claims,
+/// first in the list. Regexes go by their length before that.
+type Rank = (Most, bool, Most, Most, Most, u32);
+type Most = std::cmp::Reverse<usize>;
 
 impl<T> Entry<T> {
     pub(super) fn rank(&self) -> Rank {
         use std::cmp::Reverse;
         let length = Reverse(self.regex.as_ref().map_or(0, |r| r.pattern.len()));
-        let (method, headers, query) = self
-            .conditions
-            .as_ref()
-            .map_or((false, 0, 0), |c| (!c.methods.is_empty(), c.headers.len() + c.cookies.len(), c.query.len()));
-        (length, !method, Reverse(headers), Reverse(query), self.order)
+        let (method, headers, query, claims) = self.conditions.as_ref().map_or((false, 0, 0, 0), |c| {
+            (!c.methods.is_empty(), c.headers.len() + c.cookies.len(), c.query.len(), c.claims.len())
+        });
+        (length, !method, Reverse(headers), Reverse(query), Reverse(claims), self.order)
+    }
+
+    fn asks_for_claims(&self) -> bool {
+        self.conditions.as_ref().is_some_and(|c| !c.claims.is_empty())
+    }
+
+    fn holds_but_claims(&self, probe: &Probe<'_>) -> bool {
+        self.regex.as_ref().is_none_or(|r| r.is_match(probe.path))
+            && self.conditions.as_ref().is_none_or(|c| c.failure_but_claims(probe).is_none())
     }
 
     fn holds(&self, probe: &Probe<'_>) -> bool {
@@ -194,6 +205,7 @@ impl<T: Clone> Table<T> {
             hosts: HashMap::default(),
             wildcards: HashMap::default(),
             any: None,
+            claims: false,
             longest_wildcard: 0,
             seed: foldhash::quality::RandomState::default(),
         };
@@ -224,6 +236,7 @@ impl<T: Clone> Table<T> {
             let root = self.root(host)?;
             for Rule { kind, path, regex, conditions } in &rules {
                 let node = self.grow(root, path)?;
+                self.claims |= conditions.as_ref().is_some_and(|c| !c.claims.is_empty());
                 let (regex, conditions, value) = (regex.clone(), conditions.clone(), value.clone());
                 self.entries.push(Entry { conditions, regex, order: index(order)?, node, kind: *kind, value });
             }
@@ -278,8 +291,36 @@ impl<T> Table<T> {
     /// A less specific host gets its turn only if no route of the more specific one matches.
     #[must_use]
     pub fn lookup(&self, probe: &Probe<'_>) -> Option<Hit<'_, T>> {
+        self.walk(probe, &mut |entry, _| entry.holds(probe))
+    }
+
+    /// What would match if the user's claims were right, best first, down to what matches without claims. Empty unless
+    /// claims decide.
+    #[must_use]
+    pub fn undecided(&self, probe: &Probe<'_>) -> Vec<Hit<'_, T>> {
+        let mut found = Vec::new();
+        if self.claims {
+            self.walk(probe, &mut |entry, covered| {
+                if !entry.asks_for_claims() {
+                    return entry.holds(probe);
+                }
+                if entry.holds_but_claims(probe) {
+                    found.push(Hit { value: &entry.value, covered });
+                }
+                false
+            });
+        }
+        found
+    }
+
+    /// Offers entries that host and literal path lead to, best first, until one is taken.
+    fn walk<'t>(
+        &'t self,
+        probe: &Probe<'_>,
+        takes: &mut impl FnMut(&'t Entry<T>, usize) -> bool,
+    ) -> Option<Hit<'t, T>> {
         if let Some(root) = self.hosts.get(probe.host)
-            && let Some(hit) = self.search(*root, probe)
+            && let Some(hit) = self.search(*root, probe, takes)
         {
             return Some(hit);
         }
@@ -290,16 +331,21 @@ impl<T> Table<T> {
                 if dot > 0
                     && suffix.len() <= self.longest_wildcard
                     && let Some(root) = self.wildcards.get(suffix)
-                    && let Some(hit) = self.search(*root, probe)
+                    && let Some(hit) = self.search(*root, probe, takes)
                 {
                     return Some(hit);
                 }
             }
         }
-        self.search(self.any?, probe)
+        self.search(self.any?, probe, takes)
     }
 
-    fn search(&self, root: u32, probe: &Probe<'_>) -> Option<Hit<'_, T>> {
+    fn search<'t>(
+        &'t self,
+        root: u32,
+        probe: &Probe<'_>,
+        takes: &mut impl FnMut(&'t Entry<T>, usize) -> bool,
+    ) -> Option<Hit<'t, T>> {
         // Nodes on the way with a prefix or a regex, and how much of the path is behind them.
         let mut way: SmallVec<[(u32, usize); 16]> = SmallVec::new();
         let mut regexes = 0;
@@ -317,12 +363,12 @@ impl<T> Table<T> {
             at = child;
             covered += 1 + segment.len();
         };
-        let first = |range: &Range<u32>| self.slice(range).iter().find(|e| e.holds(probe));
-        if whole && let Some(entry) = first(&self.nodes[at as usize].exact) {
+        let mut first = |range: &Range<u32>, covered| self.slice(range).iter().find(|e| takes(e, covered));
+        if whole && let Some(entry) = first(&self.nodes[at as usize].exact, probe.path.len()) {
             return Some(Hit { value: &entry.value, covered: probe.path.len() });
         }
         for &(node, covered) in way.iter().rev() {
-            if let Some(entry) = first(&self.nodes[node as usize].prefix) {
+            if let Some(entry) = first(&self.nodes[node as usize].prefix, covered) {
                 return Some(Hit { value: &entry.value, covered });
             }
         }
@@ -339,7 +385,7 @@ impl<T> Table<T> {
             let best = lists.iter_mut().filter(|l| !l.is_empty()).min_by_key(|l| l[0].rank())?;
             let (entry, rest) = best.split_first()?;
             *best = rest;
-            if entry.holds(probe) {
+            if takes(entry, probe.path.len()) {
                 return Some(Hit { value: &entry.value, covered: probe.path.len() });
             }
         }

@@ -26,6 +26,11 @@ fn query(mut m: Match, name: &str, value: ValueMatch) -> Match {
     m
 }
 
+fn claim(mut m: Match, name: &str, value: ValueMatch) -> Match {
+    m.claims.push((name.to_owned(), value));
+    m
+}
+
 fn method(mut m: Match, method: Method) -> Match {
     m.methods.push(method);
     m
@@ -52,7 +57,98 @@ fn ask_with(table: &Table<usize>, method: &Method, host: &str, target: &str, fie
     let field = |(n, v): &(&str, &str)| (n.parse::<HeaderName>().unwrap(), v.parse::<HeaderValue>().unwrap());
     let headers: HeaderMap = fields.iter().map(field).collect();
     let (path, query) = target.split_once('?').map_or((target, None), |(p, q)| (p, Some(q)));
-    table.find(&Probe { host, path, query, method, headers: &headers }).copied()
+    table.find(&Probe { host, path, query, method, headers: &headers, claims: None }).copied()
+}
+
+/// What is found for a user with these claims.
+fn ask_as(table: &Table<usize>, target: &str, claims: Option<serde_json::Value>) -> Option<usize> {
+    let claims = claims.map(|c| c.as_object().expect("an object").clone());
+    let headers = HeaderMap::new();
+    let (path, query) = target.split_once('?').map_or((target, None), |(p, q)| (p, Some(q)));
+    let probe = Probe { host: "h", path, query, method: &Method::GET, headers: &headers, claims: claims.as_ref() };
+    table.find(&probe).copied()
+}
+
+#[test]
+fn claims_are_matched_by_name_path_and_item() {
+    let by = |name: &str, value: ValueMatch| table(vec![on(&[], vec![claim(prefix("/"), name, value)])]);
+    let regex = |text: &str| ValueMatch::Regex(text.to_owned());
+    let claims = serde_json::json!({
+        "plan": "gold", "level": 3, "staff": true, "nil": null, "groups": ["a", "b", 7],
+        "realm": {"roles": ["admin"], "x": {"y": "z"}}, "https://id.example/tenant": "acme", "a.b": {"c": "d"},
+    });
+    for (name, value, holds) in [
+        ("plan", is("gold"), true),
+        ("plan", is("gol"), false),
+        ("plan", regex("g.*"), true),
+        ("plan", regex("g"), false),
+        ("plan", ValueMatch::Present, true),
+        ("level", is("3"), true),
+        ("staff", is("true"), true),
+        ("nil", ValueMatch::Present, false),
+        ("nothing", ValueMatch::Present, false),
+        ("groups", is("b"), true),
+        ("groups", is("7"), true),
+        ("groups", is("a,b"), false),
+        ("realm.roles", is("admin"), true),
+        ("realm.x.y", is("z"), true),
+        ("realm", is("x"), false),
+        ("realm", ValueMatch::Present, true),
+        ("realm.nothing.y", ValueMatch::Present, false),
+        ("https://id.example/tenant", is("acme"), true),
+        ("a.b.c", is("d"), true),
+    ] {
+        let t = by(name, value.clone());
+        assert_eq!(ask_as(&t, "/", Some(claims.clone())).is_some(), holds, "{name} {value:?}");
+        assert_eq!(ask_as(&t, "/", None), None, "nobody has claims");
+    }
+}
+
+#[test]
+fn claims_come_last_before_the_order_of_the_file() {
+    let gold = || claim(prefix("/"), "plan", is("gold"));
+    let t = table(vec![
+        on(&[], vec![prefix("/")]),
+        on(&[], vec![gold()]),
+        on(&[], vec![claim(gold(), "tenant", is("acme"))]),
+        on(&[], vec![query(prefix("/"), "q", is("1"))]),
+        on(&[], vec![claim(prefix("/deep"), "plan", is("gold"))]),
+    ]);
+    let gold = serde_json::json!({"plan": "gold"});
+    let acme = serde_json::json!({"plan": "gold", "tenant": "acme"});
+    for (target, claims, expected) in [
+        ("/", None, 0),
+        ("/", Some(serde_json::json!({"plan": "free"})), 0),
+        ("/", Some(gold.clone()), 1),
+        ("/", Some(acme.clone()), 2),
+        ("/?q=1", Some(acme), 3),
+        ("/deep", Some(gold.clone()), 4),
+        ("/deep", None, 0),
+    ] {
+        assert_eq!(ask_as(&t, target, claims.clone()), Some(expected), "{target} {claims:?}");
+    }
+    let headers = HeaderMap::new();
+    let probe = Probe { host: "h", path: "/deep", query: None, method: &Method::GET, headers: &headers, claims: None };
+    let undecided: Vec<usize> = t.undecided(&probe).into_iter().map(|hit| *hit.value).collect();
+    assert_eq!(undecided, [4, 2, 1], "best first");
+    assert!(
+        t.undecided(&Probe { query: Some("q=1"), path: "/", ..probe }).is_empty(),
+        "a better match needs no claims"
+    );
+    assert!(table(vec![on(&[], vec![prefix("/")])]).undecided(&probe).is_empty());
+
+    let said = |claims: Option<&serde_json::Value>| {
+        let claims = claims.and_then(|c| c.as_object());
+        let found = t.explain(&Probe { path: "/", claims, ..probe });
+        found.iter().map(|c| format!("{} {}", c.value, c.verdict)).collect::<Vec<_>>()
+    };
+    let nobody = said(None);
+    assert!(nobody.contains(&"0 won".to_owned()), "{nobody:?}");
+    assert!(nobody.contains(&"1 claim plan of nobody: not authenticated".to_owned()), "{nobody:?}");
+    let somebody = said(Some(&gold));
+    assert!(somebody.contains(&"1 won".to_owned()), "{somebody:?}");
+    assert!(somebody.contains(&"2 claim tenant differs".to_owned()), "{somebody:?}");
+    assert!(somebody.contains(&"0 asks for fewer claims than another route with prefix /".to_owned()), "{somebody:?}");
 }
 
 #[test]
@@ -276,7 +372,9 @@ fn a_hit_says_how_much_it_covers() {
     let t = table(vec![on(&["h"], vec![prefix("/foo/"), exact("/e/f"), regex("/r/.+")]), on(&[], vec![])]);
     let covered = |path: &str| {
         let headers = HeaderMap::new();
-        t.lookup(&Probe { host: "h", path, query: None, method: &Method::GET, headers: &headers }).unwrap().covered
+        t.lookup(&Probe { host: "h", path, query: None, method: &Method::GET, headers: &headers, claims: None })
+            .unwrap()
+            .covered
     };
     assert_eq!(
         (covered("/foo"), covered("/foo/x"), covered("/e/f"), covered("/r/xyz"), covered("/zz")),
@@ -308,7 +406,14 @@ fn explain_says_why() {
         on(&["a.com"], vec![prefix("/other")]),
     ]);
     let headers = HeaderMap::new();
-    let probe = Probe { host: "a.com", path: "/v1/orders/7", query: None, method: &Method::GET, headers: &headers };
+    let probe = Probe {
+        host: "a.com",
+        path: "/v1/orders/7",
+        query: None,
+        method: &Method::GET,
+        headers: &headers,
+        claims: None,
+    };
     let told: Vec<(usize, String)> = t.explain(&probe).into_iter().map(|c| (c.value, c.verdict.to_string())).collect();
     let expected = [
         (0, "won"),
@@ -397,10 +502,20 @@ fn naive(routes: &[RouteSpec], probe: &Probe<'_>) -> Option<usize> {
                     ValueMatch::Exact(v) => probe.query.is_some_and(|q| q.split('&').any(|p| p == format!("{n}={v}"))),
                     _ => probe.query.is_some_and(|q| q.split('&').any(|p| p.starts_with(&format!("{n}=")))),
                 });
-                if !(method_holds && headers_hold && query_holds) {
+                let claims_hold = rule.claims.iter().all(|(n, v)| {
+                    let claim = |claims: &serde_json::Map<String, serde_json::Value>| match n.as_str() {
+                        "c" => claims.get("c").cloned(),
+                        _ => claims.get("d").map(|d| d["e"].clone()),
+                    };
+                    match (probe.claims.and_then(claim), v) {
+                        (Some(have), ValueMatch::Exact(v)) => have == v.as_str(),
+                        (have, _) => have.is_some(),
+                    }
+                });
+                if !(method_holds && headers_hold && query_holds && claims_hold) {
                     continue;
                 }
-                let conditions = (!rule.methods.is_empty(), rule.headers.len(), rule.query.len());
+                let conditions = (!rule.methods.is_empty(), rule.headers.len(), rule.query.len(), rule.claims.len());
                 let score = (host_score, path_score, conditions, std::cmp::Reverse(order));
                 best = best.max(Some((score, order)));
             }
@@ -437,11 +552,13 @@ fn any_route() -> impl Strategy<Value = RouteSpec> {
     let value = || prop_oneof![Just(is("1")), Just(is("2")), Just(ValueMatch::Present)];
     let headers = proptest::collection::vec((prop_oneof![Just("x-a"), Just("x-b")], value()), 0..3);
     let query = proptest::collection::vec((prop_oneof![Just("p"), Just("q")], value()), 0..2);
-    let rule = (path, method, headers, query).prop_map(|(path, methods, headers, query)| Match {
+    let claims = proptest::collection::vec((prop_oneof![Just("c"), Just("d.e")], value()), 0..2);
+    let rule = (path, method, headers, query, claims).prop_map(|(path, methods, headers, query, claims)| Match {
         path,
         methods,
         headers: headers.into_iter().map(|(n, v)| (HeaderName::from_static(n), v)).collect(),
         query: query.into_iter().map(|(n, v)| (n.to_owned(), v)).collect(),
+        claims: claims.into_iter().map(|(n, v)| (n.to_owned(), v)).collect(),
         cookies: Vec::new(),
     });
     (proptest::collection::vec(host, 0..3), proptest::collection::vec(rule, 0..3))
@@ -454,10 +571,11 @@ proptest! {
     fn the_table_agrees_with_the_plain_rules(
         routes in proptest::collection::vec(any_route(), 0..12),
         probes in proptest::collection::vec(
-            (any_host(), any_path(), any::<bool>(), any::<[Option<bool>; 2]>(), any::<[Option<bool>; 2]>()), 1..8),
+            (any_host(), any_path(), any::<bool>(), any::<[Option<bool>; 2]>(), any::<[Option<bool>; 2]>(),
+             any::<Option<[Option<bool>; 2]>>()), 1..8),
     ) {
         let t = table(routes.clone());
-        for (host, path, get, fields, parameters) in probes {
+        for (host, path, get, fields, parameters, user) in probes {
             let digit = |two: bool| if two { "2" } else { "1" };
             let mut headers = HeaderMap::new();
             for (name, two) in ["x-a", "x-b"].into_iter().zip(fields) {
@@ -469,10 +587,21 @@ proptest! {
                 .filter_map(|(n, two)| two.map(|two| format!("{n}={}", digit(two)))).collect();
             let query = pairs.join("&");
             let method = if get { Method::GET } else { Method::PUT };
+            let user = user.map(|[c, e]| {
+                let mut claims = serde_json::Map::new();
+                claims.extend(c.map(|two| ("c".to_owned(), digit(two).into())));
+                claims.extend(e.map(|two| ("d".to_owned(), serde_json::json!({ "e": digit(two) }))));
+                claims
+            });
             let probe = Probe {
                 host: &host, path: &path, query: (!pairs.is_empty()).then_some(&*query), method: &method, headers: &headers,
+                claims: user.as_ref(),
             };
             let found = t.find(&probe).copied();
+            // Whoever wins by claims was among those they decide about.
+            let anybody = Probe { claims: None, ..probe };
+            let undecided: Vec<usize> = t.undecided(&anybody).into_iter().map(|hit| *hit.value).collect();
+            prop_assert!(found == t.find(&anybody).copied() || found.is_some_and(|f| undecided.contains(&f)));
             prop_assert_eq!(found, naive(&routes, &probe), "{:?}", probe);
             // What explains agrees with what routes.
             let told = t.explain(&probe);
@@ -487,7 +616,7 @@ proptest! {
         let single: Vec<RouteSpec> = routes.into_iter().filter(|r| r.hosts.len() < 2 && r.matches.len() < 2).collect();
         let t = table(single.clone());
         let headers = HeaderMap::new();
-        let probe = Probe { host: &host, path: &path, query: None, method: &Method::GET, headers: &headers };
+        let probe = Probe { host: &host, path: &path, query: None, method: &Method::GET, headers: &headers, claims: None };
         let found = t.find(&probe).copied();
         for (hidden, by) in t.shadowed() {
             prop_assert!(found != Some(hidden) && by < hidden);

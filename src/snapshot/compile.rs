@@ -10,13 +10,15 @@ use onehop_filters::contract::entry::CheckTls;
 use onehop_filters::contract::metrics::Registry;
 use onehop_filters::contract::principal::{Consumer, Plan as ConsumerPlan};
 use onehop_filters::contract::{
-    Build, ConfigError, Directory, Entry, Filter, Held, Node, Phase, Role, RouteInfo, RouteView, ServiceId, Span,
+    Authenticator, Build, ConfigError, Directory, Entry, Filter, Held, Node, Phase, Role, RouteInfo, RouteView,
+    ServiceId, Span,
 };
 
 use rustls_pki_types::ServerName;
 
 use super::estate::Staging;
 use super::overload::Overload;
+use super::own_paths::{self, OwnPaths};
 use super::service::Service;
 use super::split::Split;
 use super::{Action, Fallback, Link, Listener, Route, Snapshot, Target};
@@ -51,7 +53,8 @@ pub fn compile(compiler: &mut Compiler<'_, '_>, plan: &Plan, generation: u64) ->
     let directory = directory(compiler, plan, &mut errors);
     let targets = targets(compiler, plan, &directory, &mut errors);
     let mut routes = routes(compiler, plan, &directory, &mut errors);
-    let mut listeners = listeners(plan, &mut errors);
+    let own = if errors.is_empty() { own_paths::add(compiler, plan, &directory, &mut routes) } else { Vec::new() };
+    let mut listeners = listeners(plan, &own, &mut errors);
     pass_through(compiler, plan, &directory, &mut routes, &mut listeners);
     let overload = Overload::build(plan, &mut compiler.build(plan, &directory, "runtime".to_owned(), Span::default()));
     let logs = telemetry(compiler, plan).map_err(|e| errors.push(e)).ok();
@@ -93,7 +96,9 @@ impl Compiler<'_, '_> {
 fn directory(compiler: &mut Compiler<'_, '_>, plan: &Plan, errors: &mut Vec<ConfigError>) -> Directory {
     // Services are compiled in the order of their names.
     let services = plan.services.keys().cloned().zip((0..).map(ServiceId)).collect();
-    let mut directory = Directory { services, ..Directory::default() };
+    let http1 = plan.routes.iter().filter_map(|route| Some((route.name.to_string(), http1(plan, route)?)));
+    let mut directory =
+        Directory { services, http1: http1.collect(), state: plan.state.clone(), ..Directory::default() };
     for (name, p) in &plan.plans {
         let made = ConsumerPlan { name: name.as_str().into(), priority: p.priority, sections: p.sections.clone() };
         directory.plans.insert(name.clone(), Arc::new(made));
@@ -128,6 +133,14 @@ fn directory(compiler: &mut Compiler<'_, '_>, plan: &Plan, errors: &mut Vec<Conf
     directory.identities = identities;
     directory.held.clear();
     directory
+}
+
+/// A service of the route that only speaks HTTP/1.1.
+fn http1(plan: &Plan, route: &plan::Route) -> Option<String> {
+    let plan::Action::Forward(to) = &route.action else { return None };
+    let mut names = to.iter().map(|(name, _)| name);
+    let found = names.find(|name| plan.services.get(*name).is_some_and(|s| s.protocol == plan::Protocol::H1))?;
+    Some(found.clone())
 }
 
 fn targets(
@@ -252,33 +265,67 @@ fn routes(
         let made = chain(compiler, plan, directory, route);
         let action = action(plan, route).map_err(|e| errors.push(e)).ok();
         match made {
-            Ok((chain, known)) => routes.extend(action.map(|action| Route {
-                info: Arc::new(RouteInfo {
-                    name: route.name.clone(),
-                    upgrades: route.upgrades.clone(),
-                    to: match &route.action {
-                        plan::Action::Forward(to) => callees(plan, to).collect(),
-                        _ => Vec::new(),
-                    },
-                }),
-                answers: chain.iter().any(|l| l.response),
-                chain,
-                preflights: compiler.entries.iter().any(|entry| {
-                    matches!(entry.role, Role::Api { phase: Phase::Cors, .. })
-                        && route.filters.iter().any(|(key, _)| key == entry.name)
-                }),
-                request_timeout: route.request_timeout,
-                idle_timeout: route.idle_timeout,
-                body_limit: route.body_limit,
-                inherit_deadline: route.inherit_deadline,
-                known,
-                action,
-                metrics: RouteMetrics::new(compiler.metrics, &route.name),
-            })),
+            Ok((chain, known)) => {
+                let identities = identities(&chain);
+                if let Err(e) = claims_are_vouched_for(route, &chain, &identities) {
+                    errors.push(e);
+                }
+                routes.extend(action.map(|action| Route {
+                    info: Arc::new(RouteInfo {
+                        name: route.name.clone(),
+                        upgrades: route.upgrades.clone(),
+                        to: match &route.action {
+                            plan::Action::Forward(to) => callees(plan, to).collect(),
+                            _ => Vec::new(),
+                        },
+                    }),
+                    answers: chain.iter().any(|l| l.response),
+                    chain,
+                    preflights: compiler.entries.iter().any(|entry| {
+                        matches!(entry.role, Role::Api { phase: Phase::Cors, .. })
+                            && route.filters.iter().any(|(key, _)| key == entry.name)
+                    }),
+                    request_timeout: route.request_timeout,
+                    idle_timeout: route.idle_timeout,
+                    body_limit: route.body_limit,
+                    inherit_deadline: route.inherit_deadline,
+                    known,
+                    action,
+                    metrics: RouteMetrics::new(compiler.metrics, &route.name),
+                    identities,
+                }));
+            }
             Err(mut found) => errors.append(&mut found),
         }
     }
     routes
+}
+
+/// Whom the filters of a chain ask, in the order they ask.
+fn identities(chain: &[Link]) -> Box<[Arc<dyn Authenticator>]> {
+    chain.iter().flat_map(|link| link.filter.asks().identities.iter().cloned()).collect()
+}
+
+/// A route chosen by claims must ask for them, and let nobody pass without: else strangers would be sent there by what
+/// nobody said.
+fn claims_are_vouched_for(
+    route: &plan::Route,
+    chain: &[Link],
+    identities: &[Arc<dyn Authenticator>],
+) -> Result<(), ConfigError> {
+    if route.matches.iter().all(|m| m.claims.is_empty()) {
+        return Ok(());
+    }
+    let name = &route.name;
+    if identities.is_empty() {
+        return Err(ConfigError::at(route.span, format!("route `{name}` matches on claims and asks nobody for them"))
+            .help("add `auth: { require: IDENTITY }`"));
+    }
+    if chain.iter().any(|link| link.filter.asks().optional) {
+        return Err(ConfigError::at(route.span, format!("route `{name}` matches on claims and lets strangers pass"))
+            .help("remove `optional`; give strangers a route without `claims`"));
+    }
+    Ok(())
 }
 
 fn action(plan: &Plan, route: &plan::Route) -> Result<Action, ConfigError> {
@@ -335,7 +382,7 @@ fn chain(
     Ok((links.collect(), known))
 }
 
-fn listeners(plan: &Plan, errors: &mut Vec<ConfigError>) -> Vec<Listener> {
+fn listeners(plan: &Plan, own: &[OwnPaths], errors: &mut Vec<ConfigError>) -> Vec<Listener> {
     let mut listeners = Vec::with_capacity(plan.listeners.len());
     for (name, listener) in &plan.listeners {
         let mine = plan
@@ -343,8 +390,9 @@ fn listeners(plan: &Plan, errors: &mut Vec<ConfigError>) -> Vec<Listener> {
             .iter()
             .zip(0u32..)
             .filter(|(r, _)| r.listeners.as_ref().is_none_or(|names| names.iter().any(|n| n == name)));
+        let own = own.iter().filter(|own| own.is_on(name)).map(|own| (own.spec.clone(), own.route));
         let inherits = mine.clone().any(|(route, _)| route.inherit_deadline);
-        match Table::build(mine.map(|(route, i)| (RouteSpec::from(route), i))) {
+        match Table::build(mine.map(|(route, i)| (RouteSpec::from(route), i)).chain(own)) {
             Ok(table) => listeners.push(Listener { plan: listener.clone(), table, stranger: None, inherits }),
             Err(e) => errors.push(ConfigError::at(listener.span, e.to_string())),
         }
@@ -380,7 +428,7 @@ fn pass_through(
     }
 }
 
-fn unrouted(metrics: &Arc<Registry>) -> Route {
+pub(super) fn unrouted(metrics: &Arc<Registry>) -> Route {
     Route {
         info: Arc::new(RouteInfo { name: "".into(), upgrades: Vec::new(), to: Vec::new() }),
         chain: Box::new([]),
@@ -391,6 +439,7 @@ fn unrouted(metrics: &Arc<Registry>) -> Route {
         idle_timeout: None,
         body_limit: None,
         inherit_deadline: false,
+        identities: Box::new([]),
         action: Action::Nothing,
         metrics: RouteMetrics::new(metrics, &"".into()),
     }

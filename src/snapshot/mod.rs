@@ -6,6 +6,7 @@ pub mod cluster;
 pub mod compile;
 pub mod estate;
 pub mod overload;
+pub mod own_paths;
 pub mod service;
 pub mod split;
 
@@ -13,7 +14,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use onehop_filters::contract::{Directory, Filter, RouteInfo};
+use onehop_filters::contract::{Authenticator, Directory, Filter, RouteInfo};
 
 use crate::config::plan;
 use crate::observe::access_log::AccessLog;
@@ -88,6 +89,8 @@ pub struct Route {
     pub body_limit: Option<u64>,
     /// Whether a caller's deadline is taken over from any peer. It can only shorten what the route allows.
     pub inherit_deadline: bool,
+    /// Whom its filters ask who the user is.
+    pub identities: Box<[Arc<dyn Authenticator>]>,
     /// What it does in the end.
     pub action: Action,
     /// Its handles.

@@ -314,7 +314,12 @@ impl Way<'_> {
         let streams = matches!(body, Body::Stream(_));
         let mut repeated = false;
         loop {
-            let (session, connect) = match self.session(offer).await? {
+            let found = match self.shard.session(self.endpoint.id, false) {
+                Some(session) => Found::Session(session, Duration::ZERO),
+                // Boxed: the rare way must not make every request's future as large as a handshake.
+                None => Box::pin(self.session(offer)).await?,
+            };
+            let (session, connect) = match found {
                 Found::Session(session, connect) => (session, connect),
                 Found::H1(mut fresh) => return Box::pin(self.h1(&mut fresh, head, body, informational)).await,
             };
@@ -331,12 +336,9 @@ impl Way<'_> {
         }
     }
 
-    /// A session with room, opened if need be. One opens at a time: who waited for it finds it.
+    /// Opens a session with room. One opens at a time: who waited for it finds it.
     async fn session(&self, offer: Offer) -> Result<Found, Fault> {
         let id = self.endpoint.id;
-        if let Some(session) = self.shard.session(id, false) {
-            return Ok(Found::Session(session, Duration::ZERO));
-        }
         let from = now();
         let opening = self.shard.opening(id);
         let Ok(_turn) = tokio::time::timeout(self.settings.connect_timeout, opening.lock()).await else {

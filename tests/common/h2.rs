@@ -141,10 +141,11 @@ impl Frames {
                         return Fate::Gone(code);
                     }
                 }
-                RST_STREAM if id == stream && status == 0 => {
+                RST_STREAM if id == stream && status < 200 => {
                     return Fate::Reset(u32::from_be_bytes(payload[..4].try_into().expect("four bytes")));
                 }
-                HEADERS if id == stream && status == 0 => status = self::status(&payload),
+                // Interim answers come before the final one (RFC 9113 section 8.1).
+                HEADERS if id == stream && status < 200 => status = self::status(&payload),
                 DATA if id == stream => body.extend_from_slice(&payload),
                 _ => {}
             }

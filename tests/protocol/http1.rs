@@ -17,7 +17,7 @@ fn echo() -> Endpoint {
 }
 
 /// What a client sends, as the endpoint reads it, up to and with `end`.
-fn read_until(stream: &mut TcpStream, end: &[u8]) -> Vec<u8> {
+pub fn read_until(stream: &mut TcpStream, end: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut one = [0; 1];
     while !bytes.ends_with(end) && stream.read(&mut one).is_ok_and(|n| n > 0) {
@@ -136,7 +136,6 @@ fn early_hints_go_on_to_clients_that_know_them() {
     let mut old = Client::to(hop.at("edge"));
     old.send(b"GET / HTTP/1.0\r\nhost: a\r\n\r\n");
     assert_eq!(old.answer().status(), 200);
-    assert!(matches!(Frames::to(hop.at("edge")).ask(1, &plain("GET", "/")), Fate::Answered(200, body) if body == "hi"));
 }
 
 #[test]

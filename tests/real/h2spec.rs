@@ -6,7 +6,7 @@ use super::common::{Endpoint, Onehop};
 use super::kit::{Authority, run, texts, tool};
 
 /// Bytes that are no preface are a bad HTTP/1.1 request where HTTP/1.1 is spoken too, and get its answer, 400, before the
-/// connection ends; elsewhere it is reset, as bytes are left unread. The suite only knows an orderly end.
+/// connection ends. The suite only knows GOAWAY, or an end without a word.
 const EXCEPTION: &str = "Sends invalid connection preface";
 
 #[test]
@@ -41,6 +41,7 @@ fn h2spec_passes() {
         assert!(out.contains(" tests, ") && out.contains(" 0 skipped"), "{listener}: {out}{err}");
         let failed: Vec<&str> = out.lines().filter(|line| line.trim_start().starts_with('×')).collect();
         // The summary repeats the list: each failure stands there twice.
-        assert!(failed.iter().all(|line| line.contains(EXCEPTION)), "{listener}: {out}{err}");
+        let excused = |line: &&str| listener == "both" && line.contains(EXCEPTION);
+        assert!(failed.iter().all(excused), "{listener}: {out}{err}");
     }
 }

@@ -11,16 +11,21 @@ have dnsmasq dnsmasq-base
 have h2load nghttp2-client
 have wrk wrk
 have openssl openssl
+have redis-server redis-server
+have redis-cli redis-tools
 have podman podman
 have runc runc
 have python3 python3
 have c++ g++
 have cmake cmake
 have strip binutils
+have chromium chromium
+have node nodejs
+have npm npm
 have etcd etcd-server
 have java default-jdk-headless
 have mvn maven
-command -v go >/dev/null || [ -x target/real-bin/h2spec ] || need+=(golang-go)
+command -v go >/dev/null || { [ -x target/real-bin/h2spec ] && [ -x target/real-bin/service_cmd ]; } || need+=(golang-go)
 python3 -c 'import venv, ensurepip' 2>/dev/null || need+=(python3-venv)
 if [ ${#need[@]} -gt 0 ]; then
   apt-get update -qq
@@ -38,9 +43,19 @@ fi
 if [ ! -x target/real-bin/h2spec ]; then
   GOBIN=$PWD/target/real-bin go install github.com/summerwind/h2spec/cmd/h2spec@latest
 fi
+# The issuer that people log in at.
+issuer=target/real-node
+if [ ! -d "$issuer/node_modules/oidc-provider" ]; then
+  mkdir -p "$issuer"
+  npm install --prefix "$issuer" --no-audit --no-fund --silent 'oidc-provider@^9'
+fi
 # Eureka and what it stands on.
 if [ ! -f target/real-java/.complete ]; then
   mvn -q -B -f tests/real/java/pom.xml dependency:copy-dependencies -DincludeScope=runtime -DoutputDirectory="$PWD/target/real-java"
   touch target/real-java/.complete
+fi
+# Envoy's rate limit service.
+if [ ! -x target/real-bin/service_cmd ]; then
+  GOBIN=$PWD/target/real-bin go install github.com/envoyproxy/ratelimit/src/service_cmd@latest
 fi
 echo "real servers: all installed"

@@ -13,7 +13,7 @@ use std::time::Duration;
 use http::header::{COOKIE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderName, HeaderValue};
 
-use crate::contract::filter::{Asks, AuthStep, Authenticator, Filter, Step, Verdict};
+use crate::contract::filter::{Asks, AuthStep, AuthVerdict, Authenticator, Filter, Step, Verdict};
 use crate::contract::metrics::Counter;
 use crate::contract::place::strip_cookie_family;
 use crate::contract::{
@@ -223,8 +223,12 @@ impl Pattern {
 
 impl Filter for Auth {
     fn on_request<'a>(&'a self, rq: &'a mut RequestCx) -> Step<'a> {
-        for name in &self.scrub {
-            rq.headers.remove(name);
+        let judged = rq.scratch.take::<Judged>();
+        // Where a route was chosen by claims, fields were scrubbed before the identity that was accepted wrote its own.
+        if !judged.as_ref().is_some_and(|judged| self.has_accepted(judged)) {
+            for name in &self.scrub {
+                rq.headers.remove(name);
+            }
         }
         if self.counters.is_none() {
             self.keep_cookies(rq);
@@ -232,7 +236,7 @@ impl Filter for Auth {
         }
         let mut tried = Tried::new(self.identities.len());
         // What was found out when the route was chosen; whoever accepted the request then is who it is now.
-        if let Some(mut judged) = rq.scratch.take::<Judged>() {
+        if let Some(mut judged) = judged {
             for (at, identity) in self.identities.iter().enumerate() {
                 if let Some(verdict) = judged.take(identity) {
                     tried.note(at, verdict);
@@ -257,6 +261,10 @@ impl Filter for Auth {
 }
 
 impl Auth {
+    fn has_accepted(&self, judged: &Judged) -> bool {
+        self.identities.iter().any(|i| matches!(judged.verdict(i), Some(AuthVerdict::Accepted)))
+    }
+
     async fn wait(&self, rq: &mut RequestCx, mut tried: Tried) -> Verdict {
         while let Some(at) = tried.next(&self.ways) {
             let verdict = match self.identities[at].authenticate(rq) {

@@ -151,7 +151,7 @@ async fn a_refusal_names_all_that_was_tried() {
     assert_eq!(challenges(&fault), ["Test one invalid_token", "Test two"]);
     assert_eq!(fault.detail, "it is bad");
     let told = |fault: &Fault| {
-        let tried = fault.tried.iter().flatten();
+        let tried = fault.lists.iter().flat_map(|lists| &lists.tried);
         tried.map(|a| format!("{} {} {}", a.identity, a.outcome, a.why)).collect::<Vec<_>>()
     };
     assert_eq!(told(&fault), ["one refused it is bad", "two absent "]);

@@ -14,7 +14,7 @@ use tokio::sync::{Notify, watch};
 use super::discovery::Discovery;
 use super::keys::{Algorithm, KeySet, MAX_SET};
 use crate::contract::client::{Bounds, Remote};
-use crate::contract::metrics::{Counter, Gauge};
+use crate::contract::metrics::{Counter, Gauge, Registry};
 use crate::contract::{Moment, now};
 
 /// Least time between fetches that requests ask for: strangers can invent key names at will.
@@ -240,6 +240,23 @@ pub async fn reread(store: &Store, path: &PathBuf, seen: &mut Option<(SystemTime
 }
 
 impl Counters {
+    /// For the keys of an identity.
+    pub fn new(metrics: &Registry, identity: &str) -> Self {
+        let count = |result| {
+            let labels = [("identity", identity), ("result", result)];
+            metrics.counter("onehop_jwks_refreshes_total", "Fetches of a key set, by result", &labels)
+        };
+        Self {
+            refreshed: count("ok"),
+            failed: count("failed"),
+            keys_since: metrics.gauge(
+                "onehop_jwks_fetched_timestamp_seconds",
+                "When the keys in use were last fetched, in Unix seconds",
+                &[("identity", identity)],
+            ),
+        }
+    }
+
     /// Counts and logs an attempt; gives the failures in a row.
     fn note(&self, name: &str, result: Result<bool, String>, failures: u32) -> u32 {
         match result {

@@ -209,20 +209,7 @@ fn store(config: &Config, name: &str, node: &Node, build: &mut Build<'_>) -> Res
     if let Some(result) = made {
         result.map_err(|e| ConfigError::at(first.unwrap_or(at), e))?;
         if !matches!(source, Source::Inline) {
-            let metrics = &build.metrics;
-            let count = |result| {
-                let labels = [("identity", name), ("result", result)];
-                metrics.counter("onehop_jwks_refreshes_total", "Fetches of a key set, by result", &labels)
-            };
-            let counters = Counters {
-                refreshed: count("ok"),
-                failed: count("failed"),
-                keys_since: metrics.gauge(
-                    "onehop_jwks_fetched_timestamp_seconds",
-                    "When the keys in use were last fetched, in Unix seconds",
-                    &[("identity", name)],
-                ),
-            };
+            let counters = Counters::new(&build.metrics, name);
             build.background(keep_fresh(Arc::downgrade(&kept), source, name.to_owned(), counters));
         }
     }

@@ -1,25 +1,32 @@
-//! The generic cell rate algorithm, pure, and the bounded map of its cells.
+//! What a limit counts, pure: the generic cell rate algorithm for rolling windows, a counter of the period for calendars.
 //!
-//! A cell is one number: the theoretical arrival time (TAT), when the bucket will be full again. A charge moves it by the
+//! Either is one number in one atomic, changed by one compare-and-swap.
+//!
+//! A rolling cell is the theoretical arrival time (TAT), when the bucket will be full again. A charge moves it by the
 //! emission interval, and is refused if that would carry it further than the burst tolerance beyond now. No windows, so
-//! no double burst at their edges; no timer; one compare-and-swap.
+//! no double burst at their edges; no timer.
+//!
+//! A calendar cell is the number of its period and what was used in it. A new period needs no reset: its number differs.
 
-use std::collections::HashMap;
-use std::hash::{BuildHasher, Hash, RandomState};
-use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use foldhash::fast::FixedState;
-use parking_lot::Mutex;
-
+use super::calendar::Period;
 use crate::contract::Moment;
+
+/// Largest limit: what the number in a calendar cell can hold.
+pub const MAX_LIMIT: u64 = 1_000_000_000_000;
+
+const USED_BITS: u32 = 40;
+const USED: u64 = (1 << USED_BITS) - 1;
 
 /// A rate and a burst, in nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
-    /// Time one request uses up.
+    /// Time one unit uses up, in 2^-`shift` nanoseconds.
     interval: u64,
+    /// Whole nanoseconds where a unit takes long enough for them, a fraction where it does not: bytes.
+    shift: u32,
     /// `burst` intervals.
     tolerance: u64,
 }
@@ -29,184 +36,194 @@ pub struct Rate {
 pub struct Charge {
     /// Whether the request may pass.
     pub allowed: bool,
-    /// Requests left at once.
+    /// Units left at once.
     pub remaining: u64,
-    /// Until one more is there if none is left, else until all are.
+    /// Until what was asked for is there, if it was refused; else until one more is there if none is left, else until
+    /// all are.
     pub reset: Duration,
 }
 
+impl Charge {
+    /// Nothing was counted.
+    pub const FREE: Self = Self { allowed: true, remaining: u64::MAX, reset: Duration::ZERO };
+}
+
+/// A limit at one moment.
+#[derive(Clone, Copy, Debug)]
+pub enum Meter {
+    /// A bucket that fills.
+    Rolling(Rate, Moment),
+    /// So many units in this period.
+    Calendar(Tally),
+}
+
+/// A calendar limit in one of its periods.
+#[derive(Clone, Copy, Debug)]
+pub struct Tally {
+    /// Units.
+    pub limit: u64,
+    /// The period.
+    pub period: Period,
+    /// What is left of it.
+    pub left: Duration,
+}
+
 impl Rate {
-    /// `limit` requests per `per`, `burst` at once; at least one each.
+    /// `limit` units per `per`, `burst` at once; at least one each.
     pub fn new(limit: u64, per: Duration, burst: u64) -> Self {
-        let per = u64::try_from(per.as_nanos()).unwrap_or(u64::MAX);
-        let interval = (per / limit.max(1)).max(1);
-        Self { interval, tolerance: interval.saturating_mul(burst.max(1)) }
+        let (per, limit) = (per.as_nanos(), u128::from(limit.max(1)));
+        let shift = if per / limit >= 1000 { 0 } else { 20 };
+        let interval = clamped((per << shift) / limit).max(1);
+        let rate = Self { interval, shift, tolerance: 0 };
+        Self { tolerance: rate.time(burst.max(1)), ..rate }
     }
 
-    /// What a charge would give at `now`, and the TAT that would result.
-    fn test(self, tat: u64, now: Moment) -> (Charge, u64) {
-        let from = tat.max(now.0);
-        let to = from.saturating_add(self.interval);
-        let limit = now.0.saturating_add(self.tolerance);
-        if to > limit {
-            // After a limit was lowered the debt may be beyond the tolerance: then it takes longer.
-            let reset = Duration::from_nanos(to - limit);
-            return (Charge { allowed: false, remaining: 0, reset }, tat);
+    /// Time that `n` units use up, rounded up.
+    fn time(self, n: u64) -> u64 {
+        let scaled = u128::from(n) * u128::from(self.interval);
+        clamped((scaled + (1u128 << self.shift) - 1) >> self.shift)
+    }
+
+    /// Whole units that `time` is worth.
+    fn units(self, time: u64) -> u64 {
+        if self.shift == 0 {
+            return time / self.interval;
         }
-        (self.state(to, now, true), to)
+        clamped((u128::from(time) << self.shift) / u128::from(self.interval))
     }
 
-    /// The state of a cell without a charge.
-    fn state(self, tat: u64, now: Moment, allowed: bool) -> Charge {
+    fn test(self, tat: u64, n: u64, now: Moment) -> (Charge, u64) {
+        let to = tat.max(now.0).saturating_add(self.time(n));
+        let limit = now.0.saturating_add(self.tolerance);
+        if to > limit && n > 0 {
+            let remaining = self.state(tat, now).remaining;
+            // After a limit was lowered the debt may be beyond the tolerance: then it takes longer.
+            return (Charge { allowed: false, remaining, reset: Duration::from_nanos(to - limit) }, tat);
+        }
+        (self.state(to, now), to)
+    }
+
+    fn state(self, tat: u64, now: Moment) -> Charge {
         let debt = tat.saturating_sub(now.0);
-        let remaining = self.tolerance.saturating_sub(debt) / self.interval;
+        let remaining = self.units(self.tolerance.saturating_sub(debt));
         let reset =
-            if remaining == 0 { debt.saturating_add(self.interval).saturating_sub(self.tolerance) } else { debt };
-        Charge { allowed, remaining, reset: Duration::from_nanos(reset) }
+            if remaining == 0 { debt.saturating_add(self.time(1)).saturating_sub(self.tolerance) } else { debt };
+        Charge { allowed: true, remaining, reset: Duration::from_nanos(reset) }
     }
 
-    /// Charges one request. Exact under concurrency: of any number of racing charges as many pass as the rate allows.
-    pub fn charge(self, cell: &AtomicU64, now: Moment) -> Charge {
-        let mut tat = cell.load(Relaxed);
+    /// The TAT that keeps the number of units used when the rate becomes `other`: nothing is refilled or taken.
+    pub fn retuned(self, tat: u64, other: Self, now: Moment) -> u64 {
+        let debt = u128::from(tat.saturating_sub(now.0));
+        // Products of a debt of years and an interval of days fit.
+        let debt = ((debt * u128::from(other.interval)) << self.shift) / (u128::from(self.interval) << other.shift);
+        now.0.saturating_add(clamped(debt))
+    }
+
+    /// As two numbers, to be compared after a restart.
+    pub const fn parts(self) -> (u64, u32) {
+        (self.interval, self.shift)
+    }
+
+    /// A rate of the same parts as one that was saved.
+    pub const fn of_parts((interval, shift): (u64, u32)) -> Self {
+        Self { interval: if interval == 0 { 1 } else { interval }, shift: shift % 32, tolerance: 0 }
+    }
+}
+
+fn clamped(n: u128) -> u64 {
+    u64::try_from(n).unwrap_or(u64::MAX)
+}
+
+impl Meter {
+    /// Charges `n` units or none. Exact under concurrency: of any number of racing charges as many pass as the limit
+    /// allows.
+    pub fn charge(self, cell: &AtomicU64, n: u64) -> Charge {
+        let mut value = cell.load(Relaxed);
         loop {
-            let (charge, next) = self.test(tat, now);
-            if !charge.allowed {
+            let (charge, next) = self.test(value, n);
+            if !charge.allowed || next == value {
                 return charge;
             }
-            match cell.compare_exchange_weak(tat, next, Relaxed, Relaxed) {
+            match cell.compare_exchange_weak(value, next, Relaxed, Relaxed) {
                 Ok(_) => return charge,
-                Err(seen) => tat = seen,
+                Err(seen) => value = seen,
             }
         }
     }
 
     /// What a charge would give.
-    pub fn peek(self, cell: &AtomicU64, now: Moment) -> Charge {
-        self.test(cell.load(Relaxed), now).0
+    pub fn peek(self, cell: &AtomicU64, n: u64) -> Charge {
+        self.test(cell.load(Relaxed), n).0
     }
 
-    /// Takes one charge back.
-    pub fn refund(self, cell: &AtomicU64) {
-        // The charge put the TAT at least one interval above zero.
-        let _ = cell.fetch_update(Relaxed, Relaxed, |tat| Some(tat.saturating_sub(self.interval)));
+    /// Charges `n` units whether they are there or not: what a response turned out to cost.
+    pub fn force(self, cell: &AtomicU64, n: u64) {
+        let _ = cell.fetch_update(Relaxed, Relaxed, |value| match self {
+            Self::Rolling(rate, now) => Some(value.max(now.0).saturating_add(rate.time(n))),
+            Self::Calendar(tally) => tally.moved(value, |used| used.saturating_add(n)),
+        });
     }
 
-    /// The TAT that keeps the number of requests used when the rate becomes `other`: nothing is refilled or taken.
-    fn retuned(self, tat: u64, other: Self, now: Moment) -> u64 {
-        let debt = u128::from(tat.saturating_sub(now.0)) * u128::from(other.interval) / u128::from(self.interval);
-        now.0.saturating_add(u64::try_from(debt).unwrap_or(u64::MAX))
+    /// Takes `n` units back. In a calendar only within the period they were charged in.
+    pub fn refund(self, cell: &AtomicU64, n: u64) {
+        let _ = cell.fetch_update(Relaxed, Relaxed, |value| match self {
+            Self::Rolling(rate, _) => Some(value.saturating_sub(rate.time(n))),
+            Self::Calendar(tally) => tally.moved(value, |used| used.saturating_sub(n)),
+        });
+    }
+
+    /// Whether forgetting a cell changes nothing.
+    pub fn is_full(self, value: u64) -> bool {
+        match self {
+            Self::Rolling(_, now) => value <= now.0,
+            Self::Calendar(tally) => tally.used(value) == 0,
+        }
+    }
+
+    /// Orders cells by how much forgetting them would give away.
+    pub fn debt(self, value: u64) -> u64 {
+        match self {
+            Self::Rolling(_, now) => value.saturating_sub(now.0),
+            Self::Calendar(tally) => tally.used(value),
+        }
+    }
+
+    fn test(self, value: u64, n: u64) -> (Charge, u64) {
+        match self {
+            Self::Rolling(rate, now) => rate.test(value, n, now),
+            Self::Calendar(tally) => tally.test(value, n),
+        }
     }
 }
 
-/// A key: 128 bits of keyed SipHash, so that nobody can make two keys meet, and keys take no memory of their own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Key(u64, u64);
-
-static SEEDS: LazyLock<(RandomState, RandomState)> = LazyLock::new(|| (RandomState::new(), RandomState::new()));
-
-impl Key {
-    /// Of limits that count all requests together. Has a cell of its own, reached without a lock.
-    pub const ALL: Self = Self(0, 0);
-
-    /// Of anything.
-    pub fn of(what: impl Hash) -> Self {
-        Self(SEEDS.0.hash_one(&what), SEEDS.1.hash_one(&what))
-    }
-}
-
-const SHARDS: usize = 64;
-
-type Shard = Mutex<HashMap<Key, AtomicU64, FixedState>>;
-
-/// Cells by key, bounded. Lives on across reloads.
-pub struct Cells {
-    /// Workers contend for a shard only when they serve keys of one shard at the same moment, and for a look-up and one
-    /// compare-and-swap at most; never over a wait.
-    shards: Box<[Shard]>,
-    all: AtomicU64,
-    per_shard: usize,
-    /// The rate the cells were last charged at.
-    rate: Mutex<Rate>,
-}
-
-impl Cells {
-    pub fn new(rate: Rate, max_keys: usize) -> Self {
-        // Few keys in one shard, so that the bound is exact where it is small.
-        let shards = if max_keys < 64 * SHARDS { 1 } else { SHARDS };
-        Self {
-            shards: (0..shards).map(|_| Mutex::default()).collect(),
-            all: AtomicU64::new(0),
-            per_shard: max_keys.div_ceil(shards).max(1),
-            rate: Mutex::new(rate),
-        }
+impl Tally {
+    fn test(self, value: u64, n: u64) -> (Charge, u64) {
+        let used = self.used(value);
+        let allowed = n == 0 || used.saturating_add(n) <= self.limit;
+        let after = if allowed { used + n } else { used };
+        let charge = Charge { allowed, remaining: self.limit.saturating_sub(after), reset: self.left };
+        if !allowed || n == 0 { (charge, value) } else { (charge, self.packed(value, after)) }
     }
 
-    /// Acts on the cell of a key, which is made at first use.
-    pub fn with<T>(&self, key: Key, now: Moment, act: impl FnOnce(&AtomicU64) -> T) -> T {
-        if key == Key::ALL {
-            return act(&self.all);
-        }
-        let mut cells = self.shard(key).lock();
-        if let Some(cell) = cells.get(&key) {
-            return act(cell);
-        }
-        if cells.len() >= self.per_shard {
-            make_room(&mut cells, now);
-        }
-        act(cells.entry(key).or_default())
+    /// Used in this period, or in a later one: a clock that was set back gives nothing away.
+    pub fn used(self, value: u64) -> u64 {
+        let number = (value >> USED_BITS) as u32;
+        if self.period.is_before(number) || number == self.period.number { value & USED } else { 0 }
     }
 
-    /// Acts on the cell of a key if there is one: an absent cell is a full bucket.
-    pub fn look<T>(&self, key: Key, act: impl FnOnce(&AtomicU64) -> T) -> T {
-        if key == Key::ALL {
-            return act(&self.all);
-        }
-        match self.shard(key).lock().get(&key) {
-            Some(cell) => act(cell),
-            None => act(&AtomicU64::new(0)),
-        }
+    fn packed(self, old: u64, used: u64) -> u64 {
+        let number = (old >> USED_BITS) as u32;
+        let number = if self.period.is_before(number) { number } else { self.period.number };
+        u64::from(number) << USED_BITS | used.min(USED)
     }
 
-    fn shard(&self, key: Key) -> &Shard {
-        &self.shards[usize::try_from(key.0 >> 32).unwrap_or(0) % self.shards.len()]
-    }
-
-    /// Moves every cell to a new rate. Each keeps the number of requests it has used.
-    pub fn retune(&self, rate: Rate, now: Moment) {
-        let mut current = self.rate.lock();
-        if *current == rate {
-            return;
+    /// Changes what was used in exactly this period; `None` once another has begun.
+    fn moved(self, value: u64, change: impl FnOnce(u64) -> u64) -> Option<u64> {
+        let number = (value >> USED_BITS) as u32;
+        if self.period.is_before(number) {
+            return None;
         }
-        let retune = |cell: &AtomicU64| {
-            let _ = cell.fetch_update(Relaxed, Relaxed, |tat| Some(current.retuned(tat, rate, now)));
-        };
-        retune(&self.all);
-        for shard in &self.shards {
-            shard.lock().values().for_each(retune);
-        }
-        *current = rate;
+        let used = if number == self.period.number { value & USED } else { 0 };
+        Some(u64::from(self.period.number) << USED_BITS | change(used).min(USED))
     }
-
-    /// Keys remembered.
-    #[cfg(test)]
-    pub fn len(&self) -> usize {
-        self.shards.iter().map(|s| s.lock().len()).sum()
-    }
-}
-
-/// Forgets full buckets, which changes nothing; if there are none, the fullest of a few. That one gains at most its
-/// refill, where refusing new keys would let one flood of keys shut out everybody else.
-fn make_room(cells: &mut HashMap<Key, AtomicU64, FixedState>, now: Moment) {
-    let before = cells.len();
-    // Looking at all of them is worth it only where a sample says that some are full.
-    let sampled: Option<(Key, u64)> =
-        cells.iter().take(16).map(|(k, c)| (*k, c.load(Relaxed))).min_by_key(|(_, tat)| *tat);
-    match sampled {
-        Some((_, tat)) if tat <= now.0 => cells.retain(|_, c| c.load(Relaxed) > now.0),
-        Some((fullest, _)) => {
-            cells.remove(&fullest);
-        }
-        None => {}
-    }
-    debug_assert!(cells.len() < before, "there is room now");
 }

@@ -1,28 +1,44 @@
 //! `quota`: how many requests a caller has left. Several limits hold together, those of its plan included.
+//!
+//! The life of a request: each limit is charged in turn, here and now where it can be; the first that refuses takes the
+//! charges before it back. What was charged is noted, so that the way out can settle a cost that only the answer knows,
+//! and give back what a request cost that we could not serve.
 
+mod calendar;
+mod cells;
 mod config;
 mod core;
+mod cost;
+pub mod guard;
+mod saved;
+mod service;
+mod shared;
+mod store;
 #[cfg(test)]
 mod tests;
+pub mod usage;
+mod window;
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::fmt::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::RETRY_AFTER;
-use http::{HeaderName, HeaderValue};
+use http::header::{ACCEPT_ENCODING, RETRY_AFTER};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use smallvec::SmallVec;
 
-use self::core::{Cells, Charge, Key, Rate};
-use crate::contract::clock::recent;
-use crate::contract::filter::{Filter, Step};
-use crate::contract::metrics::Counter;
+use self::core::Charge;
+use crate::contract::filter::{Filter, Needs, Step, Verdict};
+use crate::contract::trail::Outcome;
 use crate::contract::{
-    Build, ConfigError, Directory, Entry, Expr, Fault, Moment, Node, Phase, Reason, RequestCx, Role, RouteView, Spot,
-    now,
+    Build, ConfigError, Directory, Entry, Fault, Node, Origin, Phase, Reason, RequestCx, ResponseCx, Role, RouteView,
+    Spot, now,
 };
-use config::{Limit, Scope};
+use config::Limit;
+use cost::Settlement;
+use usage::Register;
+use window::{Asked, Pending, Taken, Window};
 
 const NAME: &str = "quota";
 const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
@@ -31,16 +47,18 @@ const STATE: HeaderName = HeaderName::from_static("ratelimit");
 /// See the module.
 pub const ENTRY: Entry = Entry {
     name: NAME,
-    summary: "Request quotas by caller (GCRA), of routes and of plans",
+    summary: "Request quotas by caller, of routes and of plans: rolling, by calendar, shared, by cost",
     readme: include_str!("README.md"),
     example: include_str!("example.yaml"),
     schema: |g| g.subschema_for::<Vec<Limit>>(),
     role: Role::Api { phase: Phase::Quota, implied, build },
 };
 
-/// A plan's quota acts wherever consumers are told apart.
+/// A plan's quota acts wherever consumers are told apart; asking what is left is free.
 fn implied(route: &RouteView<'_>, directory: &Directory) -> bool {
-    route.keys.contains(&"auth") && directory.plans.values().any(|p| p.sections.contains_key(NAME))
+    route.keys.contains(&"auth")
+        && !route.keys.contains(&usage::NAME)
+        && directory.plans.values().any(|p| p.sections.contains_key(NAME))
 }
 
 struct Quota {
@@ -48,36 +66,14 @@ struct Quota {
     own: Limits,
     /// Of plans, by plan name.
     plans: BTreeMap<Arc<str>, Limits>,
+    /// Whether any limit reads the answer's JSON, which must then come uncoded.
+    reads_json: bool,
 }
 
 struct Limits {
-    windows: Vec<Window>,
+    windows: Vec<Arc<Window>>,
     /// `RateLimit-Policy` of the route's windows and these; `None` where there are none.
     policy: Option<HeaderValue>,
-}
-
-/// One limit at work.
-struct Window {
-    by: By,
-    rate: Rate,
-    cells: Arc<Cells>,
-    /// Its item of `RateLimit-Policy`.
-    policy: Box<str>,
-    /// Its name as a structured field string.
-    quoted: Box<str>,
-    name: Box<str>,
-    allowed: Counter,
-    rejected: Counter,
-}
-
-enum By {
-    Ip,
-    Consumer,
-    UserSub,
-    Header(HeaderName),
-    WorkloadId,
-    RouteName,
-    Text(Box<Expr>),
 }
 
 fn build(node: Option<&Node>, build: &mut Build<'_>) -> Result<Arc<dyn Filter>, ConfigError> {
@@ -93,154 +89,71 @@ fn build(node: Option<&Node>, build: &mut Build<'_>) -> Result<Arc<dyn Filter>, 
         plans.insert(plan.name.clone(), Limits { policy: policy(own.iter().chain(&windows)), windows });
     }
     build.scope = route;
-    Ok(Arc::new(Quota { own: Limits { policy: policy(own.iter()), windows: own }, plans }))
+    let all = || own.iter().chain(plans.values().flat_map(|p| &p.windows));
+    let reads_json = all().any(|w| w.cost.response().is_some_and(|e| e.reads_json()));
+    Register::of(build).enter(all().map(Arc::downgrade).collect(), build);
+    Ok(Arc::new(Quota { own: Limits { policy: policy(own.iter()), windows: own }, plans, reads_json }))
 }
 
-fn policy<'a>(windows: impl Iterator<Item = &'a Window>) -> Option<HeaderValue> {
-    let items: Vec<&str> = windows.map(|w| &*w.policy).collect();
+/// draft-ietf-httpapi-ratelimit-headers-10 section 3: q and w are whole numbers, w in seconds; a month has no w. Limits
+/// that refuse nobody are not told.
+fn policy<'a>(windows: impl Iterator<Item = &'a Arc<Window>>) -> Option<HeaderValue> {
+    let told = windows.filter(|w| !w.shadow);
+    let items: Vec<String> = told.filter_map(|w| policy_item(w)).collect();
     if items.is_empty() { None } else { HeaderValue::try_from(items.join(", ")).ok() }
 }
 
-fn windows(node: &Node, plan: Option<(&str, &str)>, build: &mut Build<'_>) -> Result<Vec<Window>, ConfigError> {
+fn policy_item(window: &Window) -> Option<String> {
+    let mut item = format!("{};q={}", window.quoted, window.limit);
+    let seconds = match window.per? {
+        config::Per::Time(time) => Some(time.0.as_secs().max(1)),
+        config::Per::Unit(unit) => unit.seconds(),
+    };
+    if let Some(seconds) = seconds {
+        // Writing to a string cannot fail.
+        let _ = write!(item, ";w={seconds}");
+    }
+    Some(item)
+}
+
+fn windows(node: &Node, plan: Option<(&str, &str)>, build: &mut Build<'_>) -> Result<Vec<Arc<Window>>, ConfigError> {
     let limits: Vec<Spot<Limit>> = node.read()?;
     if limits.is_empty() {
         return Err(
             ConfigError::at(node.span, "`quota` has no limit").help("write `[{ by: ip, limit: 100, per: 1m }]`")
         );
     }
-    let mut windows: Vec<Window> = Vec::with_capacity(limits.len());
+    let mut windows: Vec<Arc<Window>> = Vec::with_capacity(limits.len());
     for limit in limits {
         let span = limit.value.name.as_ref().map_or(limit.span, |n| n.span);
-        let window = window(limit, plan, build)?;
+        let window = window::build(limit, plan, build)?;
         if windows.iter().any(|w| w.name == window.name) {
             return Err(ConfigError::at(span, format!("two limits are called `{}`", window.name))
                 .help("give them different names with `name`"));
         }
-        windows.push(window);
+        windows.push(Arc::new(window));
     }
     Ok(windows)
 }
 
-fn window(limit: Spot<Limit>, plan: Option<(&str, &str)>, build: &mut Build<'_>) -> Result<Window, ConfigError> {
-    let Spot { span, value: limit } = limit;
-    let per = limit.per.value.0;
-    if limit.limit.value == 0 || limit.limit.value > 1_000_000_000 {
-        return Err(ConfigError::at(limit.limit.span, "a limit is 1 to 1000000000 requests")
-            .help("to refuse everybody, use `auth: { allow: [] }`"));
-    }
-    if per < Duration::from_millis(1) || per > Duration::from_secs(366 * 86_400) {
-        return Err(ConfigError::at(limit.per.span, format!("{} is no window", limit.per.value)).help("1ms to 366d"));
-    }
-    let burst = limit.burst.as_ref().map_or(limit.limit.value, |b| b.value);
-    if burst == 0 || burst > 1_000_000_000 {
-        let at = limit.burst.as_ref().map_or(span, |b| b.span);
-        return Err(ConfigError::at(at, "a burst is 1 to 1000000000 requests"));
-    }
-    if let Some(scope) = limit.scope.as_ref().filter(|s| s.value == Scope::Shared) {
-        return Err(ConfigError::at(scope.span, "`scope: shared` is not available yet").help("use `scope: local`"));
-    }
-    let max_keys = limit.max_keys.as_ref().map_or(config::MAX_KEYS, |m| m.value);
-    if let Some(m) = limit.max_keys.as_ref().filter(|_| max_keys == 0 || max_keys > 10_000_000) {
-        return Err(ConfigError::at(m.span, "`maxKeys` is 1 to 10000000"));
-    }
-    let (by, label) = match (plan, &limit.by) {
-        (Some(_), Some(by)) if by.value != "consumer" => {
-            return Err(ConfigError::at(by.span, "a plan's quota is always counted by consumer").help("leave `by` out"));
-        }
-        (Some((plan, _)), _) => (By::Consumer, plan.to_owned()),
-        (None, Some(by)) => (by_of(by)?, by.value.clone()),
-        (None, None) => {
-            return Err(
-                ConfigError::at(span, "`by` is missing").help("say whose requests are counted, such as `by: ip`")
-            );
-        }
-    };
-    let name = match &limit.name {
-        Some(name) => name.value.clone(),
-        None => format!("{label}-{}", limit.per.value),
-    };
-    let quoted = quoted(&name).ok_or_else(|| {
-        ConfigError::at(limit.name.as_ref().map_or(span, |n| n.span), format!("`{name}` cannot stand in a header"))
-            .help("give the limit a `name` of plain ASCII")
-    })?;
-    let rate = Rate::new(limit.limit.value, per, burst);
-    let max_keys = usize::try_from(max_keys).expect("checked to be small");
-    // Not the numbers: a changed limit finds its counters again.
-    let cells = build.keep(&format!("quota/{name}"), &format!("{label} {max_keys}"), || Cells::new(rate, max_keys));
-    let kept = cells.clone();
-    build.at_publish(move || kept.retune(rate, now()));
-    let route = plan.map_or(build.scope.as_str(), |(_, route)| route);
-    let route = route.strip_prefix("routes.").unwrap_or(route);
-    let labels = [("route", route), ("policy", name.as_str())];
-    let metrics = &build.metrics;
-    Ok(Window {
-        by,
-        rate,
-        cells,
-        // draft-ietf-httpapi-ratelimit-headers-10 section 3: q and w are whole numbers, w in seconds.
-        policy: format!("{quoted};q={};w={}", limit.limit.value, per.as_secs().max(1)).into(),
-        quoted: quoted.into(),
-        allowed: metrics.counter("onehop_quota_allowed_total", "Requests within a quota", &labels),
-        rejected: metrics.counter("onehop_quota_rejected_total", "Requests over a quota", &labels),
-        name: name.into(),
-    })
+/// What a request was charged, for its way out.
+struct Note(SmallVec<[(u16, Taken); 2]>);
+
+/// The charges of a request so far.
+#[derive(Default)]
+struct Tab<'a> {
+    taken: SmallVec<[(&'a Arc<Window>, Taken); 3]>,
+    /// Fields that services of limits add to the answer.
+    fields: Option<Box<HeaderMap>>,
 }
 
-fn by_of(by: &Spot<String>) -> Result<By, ConfigError> {
-    Ok(match by.value.as_str() {
-        "ip" | "client.ip" => By::Ip,
-        "consumer" | "consumer.name" => By::Consumer,
-        "user.sub" => By::UserSub,
-        "workload.id" => By::WorkloadId,
-        "route.name" => By::RouteName,
-        text => match text.strip_prefix("header:") {
-            Some(name) => By::Header(
-                HeaderName::try_from(name.trim())
-                    .map_err(|_| ConfigError::at(by.span, format!("`{name}` is not a header name")))?,
-            ),
-            None => By::Text(Box::new(Expr::compile(text, by.span)?)),
-        },
-    })
+/// What the windows from one on say.
+enum Walked {
+    Through,
+    Refused(Box<Fault>),
+    /// The window at that place waits for somebody.
+    Wait(usize, Box<Pending>),
 }
-
-/// RFC 9651 section 4.1.6: printable ASCII, quotes and backslashes escaped.
-fn quoted(name: &str) -> Option<String> {
-    if name.is_empty() || !name.bytes().all(|b| (0x20..0x7f).contains(&b)) {
-        return None;
-    }
-    Some(format!("\"{}\"", name.replace('\\', "\\\\").replace('"', "\\\"")))
-}
-
-impl By {
-    /// The key of a request. One without it shares the bucket of all such requests from its address: an absent key must
-    /// not be a way around the limit, nor let one stranger use up everybody's.
-    fn key(&self, rq: &RequestCx) -> Key {
-        let key = match self {
-            Self::Ip => return Key::of(network(rq.client_ip)),
-            Self::RouteName => return Key::ALL,
-            Self::Consumer => rq.consumer.as_ref().map(|c| Key::of(&*c.name)),
-            Self::UserSub => {
-                // Subjects are unique within their issuer only.
-                let user = rq.user.as_ref().filter(|u| !u.subject.is_empty());
-                user.map(|u| Key::of((&*u.identity, &*u.subject)))
-            }
-            Self::WorkloadId => rq.workload.as_ref().map(|w| Key::of(&*w.id)),
-            Self::Header(name) => rq.headers.get(name).map(|v| Key::of(v.as_bytes())),
-            Self::Text(expr) => expr.text(rq).map(|t| Key::of(&*t)),
-        };
-        key.unwrap_or_else(|| Key::of(("anonymous", network(rq.client_ip))))
-    }
-}
-
-/// An IPv6 customer has at least a /64 to call from.
-fn network(ip: IpAddr) -> IpAddr {
-    match ip {
-        IpAddr::V4(_) => ip,
-        IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() & (u128::MAX << 64)).into()),
-    }
-}
-
-type Charges<'a> = SmallVec<[(&'a Window, Key, Charge); 4]>;
 
 impl Quota {
     /// What holds beside the route's own limits.
@@ -248,66 +161,198 @@ impl Quota {
         self.plans.get(&rq.consumer.as_ref()?.plan.as_ref()?.name)
     }
 
-    /// Charges every window or none. A refusal takes the charges before it back; until then, for an instant, another
+    fn windows<'a>(&'a self, plan: Option<&'a Limits>) -> impl Iterator<Item = &'a Arc<Window>> {
+        self.own.windows.iter().chain(plan.map_or(&[][..], |p| &p.windows))
+    }
+
+    /// Charges the windows from one on. A refusal takes the charges before it back; until then, for an instant, another
     /// request may see them, which can refuse one too early but never admit one too many.
-    fn charge<'a>(&'a self, plan: Option<&'a Limits>, rq: &RequestCx, now: Moment) -> Charges<'a> {
-        let mut charges = Charges::new();
-        for window in self.own.windows.iter().chain(plan.map_or(&[][..], |p| &p.windows)) {
-            let key = window.by.key(rq);
-            let charge = if rq.dry_run {
-                window.cells.look(key, |cell| window.rate.peek(cell, now))
-            } else {
-                window.cells.with(key, now, |cell| window.rate.charge(cell, now))
-            };
-            charges.push((window, key, charge));
-            if !charge.allowed {
-                for (window, key, _) in charges.iter().filter(|(_, _, c)| c.allowed && !rq.dry_run) {
-                    window.cells.look(*key, |cell| window.rate.refund(cell));
+    fn walk<'a>(&'a self, plan: Option<&'a Limits>, rq: &mut RequestCx, tab: &mut Tab<'a>, from: usize) -> Walked {
+        let at = now();
+        for (i, window) in self.windows(plan).enumerate().skip(from) {
+            match window.ask(rq, at) {
+                Asked::Decided(taken) => {
+                    if let Some(fault) = tab.add(window, taken, rq) {
+                        return Walked::Refused(fault);
+                    }
                 }
-                break;
+                Asked::Nameless if window.shadow => tab.shadow(window, rq),
+                Asked::Nameless => {
+                    if !rq.dry_run {
+                        window.counts.rejected.inc();
+                    }
+                    tab.undo(rq);
+                    let detail = format!("the limit `{}` has nothing to count this request by", window.name);
+                    return Walked::Refused(Box::new(Fault::new(Reason::Forbidden).by(NAME).detail(detail)));
+                }
+                Asked::Wait(pending) => return Walked::Wait(i, Box::new(pending)),
             }
         }
-        charges
+        Walked::Through
+    }
+
+    /// The rest of the way, where somebody else must be asked.
+    async fn wait<'a>(
+        &'a self,
+        plan: Option<&'a Limits>,
+        rq: &mut RequestCx,
+        mut tab: Tab<'a>,
+        mut place: usize,
+        mut pending: Box<Pending>,
+    ) -> Verdict {
+        loop {
+            let (taken, fields) = pending.resolve().await;
+            if let Some(fields) = fields {
+                tab.fields.get_or_insert_default().extend(*fields);
+            }
+            let window = self.windows(plan).nth(place).expect("the place of the window that waits");
+            if let Some(fault) = tab.add(window, taken, rq) {
+                return Verdict::Fail(fault);
+            }
+            match self.walk(plan, rq, &mut tab, place + 1) {
+                Walked::Through => {
+                    self.pass(plan, rq, tab);
+                    return Verdict::Next;
+                }
+                Walked::Refused(fault) => return Verdict::Fail(fault),
+                Walked::Wait(next, asked) => (place, pending) = (next, asked),
+            }
+        }
+    }
+
+    /// Every limit let it pass.
+    fn pass(&self, plan: Option<&Limits>, rq: &mut RequestCx, tab: Tab<'_>) {
+        let Tab { taken, fields } = tab;
+        if let Some(fields) = fields {
+            let named = fields.iter().map(|(name, value)| (name.clone(), value.clone()));
+            rq.reply_headers.extend(named);
+        }
+        let mut state = String::new();
+        for (window, taken) in taken.iter().filter(|(w, t)| !w.shadow && t.charge.remaining != u64::MAX) {
+            item(&mut state, window, taken.charge);
+        }
+        if !state.is_empty() {
+            let policy = plan.map_or(&self.own, |p| p).policy.clone();
+            // Made of checked names and digits.
+            let state = HeaderValue::try_from(state).ok();
+            rq.reply_headers.extend(policy.map(|v| (POLICY, v)).into_iter().chain(state.map(|v| (STATE, v))));
+        }
+        if rq.dry_run || taken.is_empty() {
+            return;
+        }
+        if self.reads_json {
+            rq.headers.remove(ACCEPT_ENCODING);
+        }
+        let places = |window: &Arc<Window>| self.windows(plan).position(|w| Arc::ptr_eq(w, window));
+        let note = taken.iter().filter_map(|(window, taken)| Some((u16::try_from(places(window)?).ok()?, *taken)));
+        rq.scratch.put(Note(note.collect()));
+    }
+}
+
+impl<'a> Tab<'a> {
+    /// Adds a charge; the fault if it refuses.
+    fn add(&mut self, window: &'a Arc<Window>, taken: Taken, rq: &mut RequestCx) -> Option<Box<Fault>> {
+        if taken.charge.allowed {
+            if !rq.dry_run {
+                window.counts.allowed.inc();
+            }
+            self.taken.push((window, taken));
+            return None;
+        }
+        if window.shadow {
+            self.shadow(window, rq);
+            return None;
+        }
+        if !rq.dry_run {
+            window.counts.rejected.inc();
+        }
+        self.undo(rq);
+        let mut fault = if taken.unknown {
+            Fault::new(Reason::QuotaUnavailable)
+                .by(NAME)
+                .detail(format!("the limit `{}` cannot be checked", window.name))
+                .header(RETRY_AFTER, HeaderValue::from_static("1"))
+        } else {
+            refusal(window, taken.charge)
+        };
+        if let Some(fields) = self.fields.take() {
+            fault.headers.get_or_insert_default().extend(*fields);
+        }
+        Some(Box::new(fault))
+    }
+
+    /// Marks a request that would have been refused.
+    fn shadow(&mut self, window: &Window, rq: &mut RequestCx) {
+        if !rq.dry_run {
+            window.counts.shadowed.inc();
+        }
+        rq.trail.note(NAME, Outcome::Pass, "shadow", 0, Duration::ZERO);
+    }
+
+    fn undo(&mut self, rq: &RequestCx) {
+        if !rq.dry_run {
+            self.taken.iter().for_each(|(window, taken)| window.refund(taken));
+        }
     }
 }
 
 impl Filter for Quota {
     fn on_request<'a>(&'a self, rq: &'a mut RequestCx) -> Step<'a> {
         let plan = self.plan(rq);
-        let charges = self.charge(plan, rq, recent());
-        let Some((last, _, verdict)) = charges.last() else { return Step::NEXT };
-        if verdict.allowed {
-            if !rq.dry_run {
-                charges.iter().for_each(|(w, ..)| w.allowed.inc());
+        let mut tab = Tab::default();
+        match self.walk(plan, rq, &mut tab, 0) {
+            Walked::Through => {
+                self.pass(plan, rq, tab);
+                Step::NEXT
             }
-            let mut state = String::with_capacity(64);
-            for (window, _, charge) in &charges {
-                item(&mut state, window, *charge);
-            }
-            let policy = plan.map_or(&self.own, |p| p).policy.clone();
-            // Made of checked names and digits.
-            let state = HeaderValue::try_from(state).ok();
-            for (name, value) in [(POLICY, policy), (STATE, state)] {
-                if let Some(value) = value {
-                    rq.reply_headers.push((name, value));
-                }
+            Walked::Refused(fault) => Step::Done(Verdict::Fail(fault)),
+            Walked::Wait(place, pending) => Step::Wait(Box::pin(self.wait(plan, rq, tab, place, pending))),
+        }
+    }
+
+    fn on_response<'a>(&'a self, rq: &'a mut RequestCx, rs: &'a mut ResponseCx) -> Step<'a> {
+        let Some(Note(note)) = rq.scratch.take() else { return Step::NEXT };
+        let plan = self.plan(rq);
+        let window = |place: &u16| self.windows(plan).nth(usize::from(*place));
+        if is_ours(rs) {
+            for (window, taken) in note.iter().filter_map(|(place, taken)| Some((window(place)?, taken))) {
+                window.refund(taken);
+                window.counts.refunded.inc();
             }
             return Step::NEXT;
         }
-        if !rq.dry_run {
-            last.rejected.inc();
+        let settlements = note.iter().filter_map(|(place, taken)| {
+            let window = window(place)?.clone();
+            let (expr, taken) = (window.cost.response()?.clone(), *taken);
+            Some(Settlement { expr, settle: Box::new(move |cost| window.settle(&taken, cost)) })
+        });
+        let settlements: Vec<_> = settlements.collect();
+        if !settlements.is_empty() {
+            cost::watch(rs, settlements);
         }
-        Step::fail(refusal(last, *verdict))
+        Step::NEXT
     }
+
+    fn needs(&self) -> Needs {
+        Needs { response: true }
+    }
+}
+
+/// Whether the request was not served for a reason that is ours: 503, or gRPC's `UNAVAILABLE`.
+fn is_ours(rs: &ResponseCx) -> bool {
+    let unavailable = rs.headers.get("grpc-status").is_some_and(|v| v == "14");
+    rs.origin == Origin::Fault && (rs.status == StatusCode::SERVICE_UNAVAILABLE || unavailable)
 }
 
 /// 429 with the limit that refused. `Retry-After` and `t` are the same number (draft section 4).
 fn refusal(window: &Window, charge: Charge) -> Fault {
-    let mut state = String::new();
-    item(&mut state, window, charge);
     let fault = Fault::new(Reason::OverQuota).by(NAME).detail(format!("the limit `{}` is used up", window.name));
-    let fields =
-        [(POLICY, window.policy.to_string()), (STATE, state), (RETRY_AFTER, seconds(charge.reset).max(1).to_string())];
+    let mut fields = vec![(RETRY_AFTER, seconds(charge.reset).max(1).to_string())];
+    if let Some(policy) = policy_item(window) {
+        let mut state = String::new();
+        item(&mut state, window, charge);
+        fields.extend([(POLICY, policy), (STATE, state)]);
+    }
     fields.into_iter().fold(fault, |fault, (name, value)| match HeaderValue::try_from(value) {
         Ok(value) => fault.header(name, value),
         Err(_) => fault,

@@ -1,13 +1,23 @@
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use proptest::prelude::*;
 use serde_json::json;
 
-use super::core::{Cells, Key, Rate};
+use super::cells::{Cells, Tracks};
+use super::core::{Meter, Rate};
+use super::saved::Table;
 use super::*;
+use crate::api::caller::{Id, Key};
 use crate::api::fixture::{Estate, request, section, user};
-use crate::contract::filter::Verdict;
+use crate::contract::Moment;
+use crate::contract::metrics::Registry;
 use crate::contract::principal::{Consumer, Plan};
+
+mod calendars;
+mod costs;
+mod restarts;
+mod services;
 
 fn filter(estate: &mut Estate, directory: &Directory, json: serde_json::Value) -> Arc<dyn Filter> {
     let made =
@@ -123,9 +133,6 @@ fn keys_tell_callers_apart() {
     assert!(same("user.team + request.path", &|_| {}));
     assert!(!same("user.team + request.path", &|rq| rq.target = "/b".parse().expect("a target")));
     assert!(same("route.name", &|rq| rq.user = None));
-    // Without a key: one bucket per address, whatever the limit's key would have been.
-    assert!(same("consumer", &|_| {}));
-    assert!(!same("consumer", &|rq| rq.client_ip = v6("2001:db8::1")));
     let network = |a: &str, b: &str| {
         let quota = one(json!([{"by": "ip", "limit": 1, "per": "1h"}]));
         let mut rq = request("GET", "/");
@@ -136,6 +143,53 @@ fn keys_tell_callers_apart() {
     };
     assert!(network("2001:db8:0:1::1", "2001:db8:0:1:ffff::2"), "one /64 is one caller");
     assert!(!network("2001:db8:0:1::1", "2001:db8:0:2::1"));
+}
+
+#[test]
+fn without_a_key_a_request_is_refused_unless_told_otherwise() {
+    let quota = one(json!([{"by": "consumer", "limit": 5, "per": "1h"}]));
+    let fault = run(&quota, &mut request("GET", "/")).expect("nothing to count it by");
+    assert_eq!(fault.reason, Reason::Forbidden);
+    // By address: apart from everything that has a key.
+    let quota = one(json!([{"by": "header:x-k", "limit": 1, "per": "1h", "missing": "ip"}]));
+    let mut rq = request("GET", "/");
+    assert!(run(&quota, &mut rq).is_none() && run(&quota, &mut rq).is_some());
+    rq.client_ip = "2001:db8::1".parse().expect("an address");
+    assert!(run(&quota, &mut rq).is_none());
+    rq.headers.insert("x-k", HeaderValue::from_static("a"));
+    assert!(run(&quota, &mut rq).is_none());
+}
+
+#[test]
+fn shadow_counts_and_marks_and_lets_pass() {
+    let quota = one(json!([{"by": "ip", "limit": 1, "per": "1h", "shadow": true}]));
+    let mut rq = request("GET", "/");
+    for _ in 0..3 {
+        assert!(run(&quota, &mut rq).is_none());
+    }
+    assert!(rq.reply_headers.is_empty(), "nobody is told of a limit that limits nobody");
+    let marks = rq.trail.decisions().iter().filter(|d| d.why == "shadow").count();
+    assert_eq!(marks, 2);
+}
+
+#[test]
+fn what_we_could_not_serve_is_not_charged() {
+    let quota = one(json!([{"by": "ip", "limit": 2, "per": "1h"}]));
+    let answer = |rq: &mut RequestCx, status: u16, origin| {
+        let status = StatusCode::from_u16(status).expect("a status");
+        let mut rs = ResponseCx { status, headers: HeaderMap::new(), body: Default::default(), origin };
+        assert!(matches!(quota.on_response(rq, &mut rs), Step::Done(Verdict::Next)));
+    };
+    let mut rq = request("GET", "/");
+    for _ in 0..5 {
+        assert!(run(&quota, &mut rq).is_none());
+        answer(&mut rq, 503, Origin::Fault);
+    }
+    for (status, origin) in [(503, Origin::Upstream), (504, Origin::Fault)] {
+        assert!(run(&quota, &mut rq).is_none());
+        answer(&mut rq, status, origin);
+    }
+    assert!(run(&quota, &mut rq).is_some(), "the endpoint's own 503, and its time-out, are charged");
 }
 
 #[test]
@@ -207,11 +261,11 @@ fn bad_sections_name_their_cure() {
     for (bad, says) in [
         (json!([]), "no limit"),
         (json!([{"limit": 1, "per": "1m"}]), "`by` is missing"),
-        (json!([{"by": "ip", "limit": 0, "per": "1m"}]), "1 to 1000000000"),
+        (json!([{"by": "ip", "limit": 0, "per": "1m"}]), "1 to 1000000000000"),
         (json!([{"by": "ip", "limit": 1, "per": "0s"}]), "1ms to 366d"),
         (json!([{"by": "ip", "limit": 1, "per": 60}]), "a duration with a unit"),
         (json!([{"by": "ip", "limit": 1, "per": "1m", "burst": 0}]), "a burst is"),
-        (json!([{"by": "ip", "limit": 1, "per": "1m", "scope": "shared"}]), "not available yet"),
+        (json!([{"by": "ip", "limit": 1, "per": "1m", "scope": "shared"}]), "needs `state.redis`"),
         (json!([{"by": "user.sbu +", "limit": 1, "per": "1m"}]), "not an expression"),
         (json!([{"by": "usr.sub", "limit": 1, "per": "1m"}]), "did you mean `user`"),
         (json!([{"by": "header:a b", "limit": 1, "per": "1m"}]), "not a header name"),
@@ -221,16 +275,47 @@ fn bad_sections_name_their_cure() {
         ),
         (json!([{"by": "ip", "limit": 1, "per": "1m", "brust": 3}]), "did you mean `burst`"),
         (json!([{"by": "ip", "limit": 1, "per": "1m", "maxKeys": 0}]), "maxKeys"),
+        (json!([{"by": "ip", "per": "1m"}]), "`limit` is missing"),
+        (json!([{"by": "ip", "limit": 1}]), "`per` is missing"),
+        (json!([{"by": "ip", "limit": 1, "per": "1m", "lease": 1}]), "`lease` is for"),
+        (json!([{"by": "ip", "limit": 1, "per": "fortnight"}]), "not a duration"),
+        (json!([{"by": "ip", "limit": 1, "per": "day", "burst": 1}]), "a calendar has no `burst`"),
+        (json!([{"by": "ip", "limit": 1, "per": "day", "calendar": false}]), "unit of the calendar"),
+        (json!([{"by": "ip", "limit": 1, "per": "90s", "calendar": true}]), "no unit of 90s"),
+        (json!([{"by": "ip", "limit": 1, "per": "day", "calendar": {"timeZone": "Mars/Base"}}]), "no time zone"),
+        (json!([{"by": "ip", "limit": 1, "per": "1m", "cost": -1}]), "a cost is 0 to"),
+        (json!([{"by": "ip", "limit": 1, "per": "1m", "cost": "request.pth"}]), "did you mean `path`"),
+        (json!([{"by": "ip", "limit": 1, "per": "1m", "cost": {"estimate": 1}}]), "`response` is missing"),
+        (json!([{"by": "ip", "limit": 1, "per": "1m", "cost": {"response": "response.bits"}}]), "has no field `bits`"),
+        (
+            json!([{"by": "ip", "limit": 1, "rateLimitService": {"service": "rl", "domain": "d", "descriptors": {}}}]),
+            "exclude",
+        ),
+        (
+            json!([{"by": "ip", "rateLimitService": {"service": "rl", "domain": "d", "descriptors": {"a": "b"}}}]),
+            "service",
+        ),
     ] {
         let e = error(bad.clone());
         assert!(e.span.is_some() && e.to_string().contains(says), "{bad}: {e}");
     }
 }
 
+fn cells(rate: Rate, max_keys: usize) -> Cells {
+    let metrics = Registry::default();
+    let tracks = Tracks { keys: metrics.gauge("keys", "", &[]), evicted: metrics.counter("evicted_total", "", &[]) };
+    Cells::new(Some(rate), max_keys, Table::default(), tracks)
+}
+
+fn charge(cells: &Cells, key: Key, rate: Rate, now: Moment) -> bool {
+    let meter = Meter::Rolling(rate, now);
+    cells.with(key, meter, Id::default, |cell| meter.charge(cell, 1)).allowed
+}
+
 #[test]
 fn racing_charges_are_exact() {
     let rate = Rate::new(1000, Duration::from_secs(3600), 1000);
-    let cells = Cells::new(rate, 100_000);
+    let cells = cells(rate, 100_000);
     let (passed, at) = (AtomicU64::new(0), Moment(1_000_000_000));
     let keys = [Key::ALL, Key::of("one"), Key::of("two")];
     std::thread::scope(|scope| {
@@ -238,7 +323,7 @@ fn racing_charges_are_exact() {
             scope.spawn(|| {
                 for _ in 0..400 {
                     for key in keys {
-                        if cells.with(key, at, |c| rate.charge(c, at)).allowed {
+                        if charge(&cells, key, rate, at) {
                             passed.fetch_add(1, Relaxed);
                         }
                     }
@@ -252,18 +337,18 @@ fn racing_charges_are_exact() {
 #[test]
 fn keys_are_bounded_and_full_buckets_go_first() {
     let rate = Rate::new(1, Duration::from_secs(10), 1);
-    let cells = Cells::new(rate, 100);
+    let cells = cells(rate, 100);
     for n in 0..100 {
-        assert!(cells.with(Key::of(n), Moment(1), |c| rate.charge(c, Moment(1))).allowed);
+        assert!(charge(&cells, Key::of(n), rate, Moment(1)));
     }
     // All are in debt: one makes room, the others still hold.
-    assert!(cells.with(Key::of(100), Moment(1), |c| rate.charge(c, Moment(1))).allowed);
+    assert!(charge(&cells, Key::of(100), rate, Moment(1)));
     assert_eq!(cells.len(), 100);
-    let held = (0..100).filter(|n| !cells.look(Key::of(*n), |c| rate.peek(c, Moment(1))).allowed).count();
-    assert_eq!(held, 99);
+    let meter = Meter::Rolling(rate, Moment(1));
+    let allowed = |n: i32| cells.look(Key::of(n), Id::default, |c| meter.peek(c, 1)).allowed;
+    assert_eq!((0..100).filter(|n| !allowed(*n)).count(), 99);
     // Later all buckets are full again, and forgetting them costs nothing.
-    let later = Moment(1) + Duration::from_secs(11);
-    cells.with(Key::of(999), later, |c| rate.charge(c, later));
+    charge(&cells, Key::of(999), rate, Moment(1) + Duration::from_secs(11));
     assert_eq!(cells.len(), 1);
 }
 
@@ -293,29 +378,34 @@ proptest! {
             // At the very edge floating point may differ from whole nanoseconds.
             prop_assume!((bucket.level - 1.0).abs() > 1e-6);
             let expected = bucket.level >= 1.0;
-            let charge = rate.charge(&cell, Moment(now));
+            let charge = Meter::Rolling(rate, Moment(now)).charge(&cell, 1);
             prop_assert_eq!(charge.allowed, expected);
             if expected {
                 bucket.level -= 1.0;
             } else {
                 let wait = charge.reset.as_nanos() as u64;
-                prop_assert!(!rate.peek(&cell, Moment(now + wait - 1)).allowed, "not a nanosecond before");
-                prop_assert!(rate.peek(&cell, Moment(now + wait)).allowed, "Retry-After is enough");
+                let at = |now| Meter::Rolling(rate, Moment(now)).peek(&cell, 1).allowed;
+                prop_assert!(!at(now + wait - 1), "not a nanosecond before");
+                prop_assert!(at(now + wait), "Retry-After is enough");
             }
         }
     }
 
-    /// A charge that is taken back never was.
+    /// A charge that is taken back never was, of any cost.
     #[test]
-    fn refunds_are_exact(limit in 1u64..50, before in 0u64..50) {
-        let rate = Rate::new(limit, Duration::from_secs(60), limit);
-        let (cell, now) = (AtomicU64::new(0), Moment(5_000_000_000));
-        for _ in 0..before.min(limit - 1) {
-            rate.charge(&cell, now);
+    fn refunds_are_exact(limit in 1u64..5000, before in 0u64..50, cost in 1u64..50, per in 1u64..100_000) {
+        let rate = Rate::new(limit, Duration::from_millis(per), limit);
+        let (cell, meter) = (AtomicU64::new(0), Meter::Rolling(rate, Moment(5_000_000_000)));
+        for _ in 0..before {
+            meter.charge(&cell, 1);
         }
-        let left = rate.peek(&cell, now).remaining;
-        prop_assert!(rate.charge(&cell, now).allowed);
-        rate.refund(&cell);
-        prop_assert_eq!(rate.peek(&cell, now).remaining, left);
+        let left = meter.peek(&cell, 0).remaining;
+        let charge = meter.charge(&cell, cost);
+        prop_assert_eq!(charge.allowed, cost <= left);
+        if charge.allowed {
+            prop_assert_eq!(charge.remaining, left - cost);
+            meter.refund(&cell, cost);
+        }
+        prop_assert_eq!(meter.peek(&cell, 0).remaining, left);
     }
 }

@@ -1,7 +1,11 @@
-//! `transform`: rewrites path, host, query and headers of a request, and headers of its response.
+//! `transform`: rewrites path, host, query, headers, cookies and JSON body of a request; headers, cookies and JSON body of
+//! its response.
 
+mod body;
 mod config;
+mod cookies;
 mod core;
+mod json;
 #[cfg(test)]
 mod tests;
 
@@ -13,12 +17,12 @@ use regex::Regex;
 use smallvec::SmallVec;
 
 use self::core::Query;
-use crate::contract::filter::{Filter, Needs, Step};
+use crate::contract::filter::{Filter, Needs, Step, Verdict};
 use crate::contract::section::Value;
 use crate::contract::{
     Build, ConfigError, Entry, Fault, Node, Phase, Reason, RequestCx, ResponseCx, Role, Spot, Template, rewrite,
 };
-use config::{Config, Edits, Path};
+use config::{Config, Path};
 
 const NAME: &str = "transform";
 
@@ -39,7 +43,7 @@ const PROTECTED: &[&str] = &[
 /// See the module.
 pub const ENTRY: Entry = Entry {
     name: NAME,
-    summary: "Rewrites path, host, query and headers",
+    summary: "Rewrites path, host, query, headers, cookies and JSON bodies",
     readme: include_str!("README.md"),
     example: include_str!("example.yaml"),
     schema: |g| g.subschema_for::<Config>(),
@@ -52,6 +56,10 @@ struct Transform {
     query: Option<Query>,
     request: Fields,
     response: Fields,
+    cookies: Option<cookies::Inward>,
+    set_cookies: cookies::Outward,
+    request_body: Option<body::Inward>,
+    response_body: Option<body::Outward>,
 }
 
 enum NewPath {
@@ -68,19 +76,29 @@ struct Fields {
     remove: Vec<HeaderName>,
 }
 
-fn build(node: Option<&Node>, _: &mut Build<'_>) -> Result<Arc<dyn Filter>, ConfigError> {
+fn build(node: Option<&Node>, build: &mut Build<'_>) -> Result<Arc<dyn Filter>, ConfigError> {
     let config: Config = node.expect("transform is never implied").read()?;
     let query = Query {
         set: pairs(config.query.set.as_ref())?,
         add: pairs(config.query.add.as_ref())?,
         remove: config.query.remove.into_iter().map(|n| n.value).collect(),
     };
+    let (request, response) = (config.request, config.response);
+    let outward = |config: &config::ResponseBody| {
+        let labels = [("route", build.scope.strip_prefix("routes.").unwrap_or(&build.scope))];
+        let help = "Responses that passed although body rules could not be applied";
+        body::Outward::read(config, build.metrics.counter("onehop_transform_passed_total", help, &labels))
+    };
     Ok(Arc::new(Transform {
         path: config.path.map(new_path).transpose()?,
         host: config.host.map(host).transpose()?,
         query: (!query.is_empty()).then_some(query),
-        request: fields(&config.request)?,
-        response: fields(&config.response)?,
+        request: fields(request.set.as_ref(), request.add.as_ref(), &request.remove)?,
+        response: fields(response.set.as_ref(), response.add.as_ref(), &response.remove)?,
+        cookies: request.cookies.map(cookies::Inward::read).transpose()?,
+        set_cookies: cookies::Outward::read(response.cookies)?,
+        request_body: request.body.as_ref().map(body::Inward::read).transpose()?,
+        response_body: response.body.as_ref().map(outward).transpose()?,
     }))
 }
 
@@ -148,7 +166,7 @@ fn pairs(node: Option<&Node>) -> Result<Vec<(String, Template)>, ConfigError> {
         .collect()
 }
 
-fn fields(edits: &Edits) -> Result<Fields, ConfigError> {
+fn fields(set: Option<&Node>, add: Option<&Node>, remove: &[Spot<String>]) -> Result<Fields, ConfigError> {
     let named = |node: Option<&Node>| {
         let spans = node.map_or(&[][..], Node::entries).iter().map(|(key, _)| key.span);
         let pairs = pairs(node)?;
@@ -157,11 +175,7 @@ fn fields(edits: &Edits) -> Result<Fields, ConfigError> {
             .map(|(span, (name, value))| Ok((field(&Spot { span, value: name })?, value)))
             .collect::<Result<Vec<_>, ConfigError>>()
     };
-    Ok(Fields {
-        set: named(edits.set.as_ref())?,
-        add: named(edits.add.as_ref())?,
-        remove: edits.remove.iter().map(field).collect::<Result<_, _>>()?,
-    })
+    Ok(Fields { set: named(set)?, add: named(add)?, remove: remove.iter().map(field).collect::<Result<_, _>>()? })
 }
 
 fn field(name: &Spot<String>) -> Result<HeaderName, ConfigError> {
@@ -212,6 +226,27 @@ impl Fields {
 type Values = SmallVec<[Option<HeaderValue>; 6]>;
 
 impl Transform {
+    /// Everything but the body.
+    fn head(&self, rq: &mut RequestCx) -> Verdict {
+        let values = self.request.values(rq);
+        let crumbs = self.cookies.as_ref().map(|cookies| (cookies, cookies.values(rq)));
+        let rewritten = self.rewrite(rq);
+        self.request.apply(&mut rq.headers, values);
+        if let Some((cookies, values)) = crumbs {
+            cookies.apply(&mut rq.headers, values);
+        }
+        if self.response_body.is_some() {
+            body::Outward::prepare(&mut rq.headers);
+        }
+        if let Some(host) = &self.host {
+            rq.upstream_host = Some(host.clone());
+        }
+        match rewritten {
+            Ok(()) => Verdict::Next,
+            Err(detail) => Verdict::Fail(Box::new(Fault::new(Reason::BadPath).detail(detail).by(NAME))),
+        }
+    }
+
     fn rewrite(&self, rq: &mut RequestCx) -> Result<(), &'static str> {
         let bad = "the rewritten path is not acceptable";
         let query = self.query.as_ref().map(|q| q.apply(rq.target.query().unwrap_or_default(), rq));
@@ -246,24 +281,37 @@ impl Transform {
 impl Filter for Transform {
     fn on_request<'a>(&'a self, rq: &'a mut RequestCx) -> Step<'a> {
         // Headers, host, path: what each template reads is the request as the client sent it.
-        let values = self.request.values(rq);
-        let rewritten = self.rewrite(rq);
-        self.request.apply(&mut rq.headers, values);
-        if let Some(host) = &self.host {
-            rq.upstream_host = Some(host.clone());
-        }
-        match rewritten {
-            Ok(()) => Step::NEXT,
-            Err(detail) => Step::fail(Fault::new(Reason::BadPath).detail(detail).by(NAME)),
+        let edited = self.request_body.as_ref().filter(|body| body.covers(rq));
+        match edited {
+            None => Step::Done(self.head(rq)),
+            // The body first: its templates, too, see the request as it came.
+            Some(body) => Step::Wait(Box::pin(async move {
+                match body.edit(rq).await {
+                    Ok(()) => self.head(rq),
+                    Err(fault) => Verdict::Fail(fault),
+                }
+            })),
         }
     }
 
     fn on_response<'a>(&'a self, rq: &'a mut RequestCx, rs: &'a mut ResponseCx) -> Step<'a> {
         self.response.apply(&mut rs.headers, self.response.values(rq));
-        Step::NEXT
+        self.set_cookies.apply(&mut rs.headers);
+        let Some(body) = &self.response_body else { return Step::NEXT };
+        body::Outward::describe(rq, rs);
+        match Some(body).filter(|body| body.covers(rq, rs)) {
+            None => Step::NEXT,
+            Some(body) => Step::Wait(Box::pin(async move {
+                match body.edit(rq, rs).await {
+                    Ok(()) => Verdict::Next,
+                    Err(fault) => Verdict::Fail(fault),
+                }
+            })),
+        }
     }
 
     fn needs(&self) -> Needs {
-        Needs { response: !self.response.is_empty() }
+        let response = !self.response.is_empty() || !self.set_cookies.is_empty() || self.response_body.is_some();
+        Needs { response }
     }
 }

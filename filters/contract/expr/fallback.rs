@@ -118,6 +118,19 @@ impl Fallback {
         context.resolve(&self.tree).ok()
     }
 
+    /// Its value as a number, with one variable.
+    pub(super) fn number_with(&self, root: &'static str, value: Value) -> Option<f64> {
+        let mut context = ROOT.new_inner_scope();
+        context.add_variable_from_value(root, value);
+        #[expect(clippy::cast_precision_loss, reason = "what is counted is far below 2^53")]
+        match context.resolve(&self.tree).ok()? {
+            Value::Int(i) => Some(i as f64),
+            Value::UInt(u) => Some(u as f64),
+            Value::Float(f) => Some(f),
+            _ => None,
+        }
+    }
+
     pub(super) fn truth(&self, rq: &RequestCx) -> Option<bool> {
         match self.run(rq)? {
             Value::Bool(b) => Some(b),
@@ -173,7 +186,7 @@ fn prepare(at: &mut IdedExpr) {
     }
 }
 
-fn text(s: &str) -> Value {
+pub(super) fn text(s: &str) -> Value {
     Value::String(Arc::new(s.to_owned()))
 }
 
@@ -181,12 +194,12 @@ fn texts(list: &[Arc<str>]) -> Value {
     Value::List(Arc::new(list.iter().map(|s| text(s)).collect()))
 }
 
-fn map(entries: impl IntoIterator<Item = (String, Value)>) -> Value {
+pub(super) fn map(entries: impl IntoIterator<Item = (String, Value)>) -> Value {
     let entries = entries.into_iter().map(|(k, v)| (Key::String(Arc::new(k)), v)).collect::<HashMap<_, _>>();
     Value::Map(Map { map: Arc::new(entries) })
 }
 
-fn of_json(json: &Json) -> Value {
+pub(super) fn of_json(json: &Json) -> Value {
     match json {
         Json::Null => Value::Null,
         Json::Bool(b) => Value::Bool(*b),

@@ -14,6 +14,7 @@
 mod attribute;
 mod eval;
 mod fallback;
+mod response;
 #[cfg(test)]
 mod tests;
 
@@ -28,6 +29,7 @@ use super::section::{ConfigError, Span, suggest};
 use attribute::{Attr, ROOTS, Val};
 use eval::{Comparison, Node, Test};
 use fallback::{FUNCTIONS, Fallback};
+pub use response::{Ended, ResponseExpr};
 
 /// Longest expression, in bytes.
 const MAX_TEXT: usize = 4096;
@@ -52,21 +54,7 @@ impl Expr {
     /// # Errors
     /// Bad syntax, an unknown variable, field or function, too costly.
     pub fn compile(text: &str, span: Span) -> Result<Self, ConfigError> {
-        if text.len() > MAX_TEXT {
-            return Err(ConfigError::at(span, format!("the expression is longer than {MAX_TEXT} bytes")));
-        }
-        if nesting(text) > MAX_NESTING {
-            return Err(ConfigError::at(span, format!("the expression is nested deeper than {MAX_NESTING} levels")));
-        }
-        // A thread of its own: neither the parser's stack nor a panic in its generated code may hurt the process.
-        std::thread::scope(|scope| {
-            std::thread::Builder::new()
-                .stack_size(PARSER_STACK)
-                .spawn_scoped(scope, || Self::checked(text, span))
-                .map_err(|e| ConfigError::at(span, format!("cannot compile the expression: {e}")))?
-                .join()
-                .unwrap_or_else(|_| Err(ConfigError::at(span, format!("`{text}` is not an expression"))))
-        })
+        on_own_stack(text, span, || Self::checked(text, span))
     }
 
     fn checked(text: &str, span: Span) -> Result<Self, ConfigError> {
@@ -74,7 +62,7 @@ impl Expr {
             ConfigError::at(span, format!("`{text}` is not an expression: {e}"))
                 .help("expressions are CEL, such as `'orders' in user.scopes`")
         })?;
-        let mut check = Check { span, nodes: 0, depth: 0, bound: Vec::new() };
+        let mut check = Check::new(span, ROOTS);
         check.tree(&tree)?;
         Ok(Self { node: lower(&tree).map_err(|message| ConfigError::at(span, message))? })
     }
@@ -122,11 +110,59 @@ impl Expr {
         })
     }
 
+    /// Its value as JSON, with its type: numbers stay numbers, claims that are lists or maps stay such.
+    #[must_use]
+    pub fn json(&self, rq: &RequestCx) -> Option<serde_json::Value> {
+        use serde_json::Value;
+        Some(match self.node.value(rq)? {
+            Val::Text(t) => Value::String(t.into_owned()),
+            Val::Int(i) => Value::from(i),
+            Val::Float(f) => Value::from(f),
+            Val::Bool(b) => Value::Bool(b),
+            Val::Null => Value::Null,
+            Val::Texts(list) => list.iter().map(|text| Value::from(&**text)).collect(),
+            Val::Json(json) => json.clone(),
+        })
+    }
+    /// Its value as a number; text that reads as one counts.
+    #[must_use]
+    pub fn number(&self, rq: &RequestCx) -> Option<f64> {
+        #[expect(clippy::cast_precision_loss, reason = "what is counted is far below 2^53")]
+        match self.node.value(rq)? {
+            Val::Int(i) => Some(i as f64),
+            Val::Float(f) => Some(f),
+            Val::Text(t) => t.trim().parse().ok(),
+            Val::Null | Val::Bool(_) | Val::Texts(_) | Val::Json(_) => None,
+        }
+    }
+
     /// Whether it runs natively as a whole; for tests and `explain`.
     #[must_use]
     pub fn is_native(&self) -> bool {
         self.node.is_native()
     }
+}
+
+/// Compiles on a thread of its own: neither the parser's stack nor a panic in its generated code may hurt the process.
+fn on_own_stack<T: Send>(
+    text: &str,
+    span: Span,
+    compile: impl FnOnce() -> Result<T, ConfigError> + Send,
+) -> Result<T, ConfigError> {
+    if text.len() > MAX_TEXT {
+        return Err(ConfigError::at(span, format!("the expression is longer than {MAX_TEXT} bytes")));
+    }
+    if nesting(text) > MAX_NESTING {
+        return Err(ConfigError::at(span, format!("the expression is nested deeper than {MAX_NESTING} levels")));
+    }
+    std::thread::scope(|scope| {
+        std::thread::Builder::new()
+            .stack_size(PARSER_STACK)
+            .spawn_scoped(scope, compile)
+            .map_err(|e| ConfigError::at(span, format!("cannot compile the expression: {e}")))?
+            .join()
+            .unwrap_or_else(|_| Err(ConfigError::at(span, format!("`{text}` is not an expression"))))
+    })
 }
 
 fn parse(text: &str) -> Result<IdedExpr, String> {
@@ -158,9 +194,17 @@ struct Check {
     depth: usize,
     /// Variables of the macros around.
     bound: Vec<String>,
+    /// Variables there are, with their fields.
+    roots: &'static [(&'static str, &'static [&'static str])],
+    /// Paths it names.
+    paths: Vec<Vec<String>>,
 }
 
 impl Check {
+    const fn new(span: Span, roots: &'static [(&'static str, &'static [&'static str])]) -> Self {
+        Self { span, nodes: 0, depth: 0, bound: Vec::new(), roots, paths: Vec::new() }
+    }
+
     fn error<T>(&self, message: impl Into<String>, help: impl Into<String>) -> Result<T, ConfigError> {
         Err(ConfigError::at(self.span, message).help(help))
     }
@@ -180,6 +224,7 @@ impl Check {
         if let Some(path) = path(at)
             && !self.bound.iter().any(|b| b == path[0])
         {
+            self.paths.push(path.iter().map(|name| (*name).to_owned()).collect());
             return self.path(&path);
         }
         match &at.expr {
@@ -209,8 +254,8 @@ impl Check {
     }
 
     fn path(&self, path: &[&str]) -> Result<(), ConfigError> {
-        let Some((root, fields)) = ROOTS.iter().find(|(r, _)| *r == path[0]) else {
-            let roots: Vec<&str> = ROOTS.iter().map(|(r, _)| *r).collect();
+        let Some((root, fields)) = self.roots.iter().find(|(r, _)| *r == path[0]) else {
+            let roots: Vec<&str> = self.roots.iter().map(|(r, _)| *r).collect();
             return self.error(format!("there is no variable `{}`", path[0]), suggest(path[0], &roots));
         };
         match path.get(1) {

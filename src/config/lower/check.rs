@@ -207,6 +207,7 @@ fn places(route: &Route, plan: &Plan) -> Vec<String> {
         let mut m = m.clone();
         m.headers.sort_by(|a, b| a.0.as_str().cmp(b.0.as_str()));
         m.query.sort_by(|a, b| a.0.cmp(&b.0));
+        m.claims.sort_by(|a, b| a.0.cmp(&b.0));
         m.cookies.sort_by(|a, b| a.0.cmp(&b.0));
         m.methods.sort_by(|a, b| a.as_str().cmp(b.as_str()));
         for host in hosts {

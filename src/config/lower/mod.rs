@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use onehop_filters::contract::principal::Priority;
 use onehop_filters::contract::section::{Value, suggest};
+use onehop_filters::contract::state;
 use onehop_filters::contract::{ConfigError, Entry, Held, Node, Role, Span};
 
 use super::plan::{AccessLog, Admin, Bind, ConsumerPlan, Lifecycle, Plan, PlanPlan, Telemetry, TlsIdentity, Tracing};
@@ -72,7 +73,6 @@ impl<'a> Lower<'a> {
         let routes = take(&mut root, "routes");
         let root = &root;
         self.version(root);
-        self.unavailable(root, "state", "shared quota state");
         let admin = self.admin(root);
         let listeners = self.named(root, "listeners", "listener", Self::listener);
         let identities = self.named(root, "identities", "identity", |this, name, _, node| {
@@ -88,6 +88,7 @@ impl<'a> Lower<'a> {
         let telemetry = self.telemetry(root);
         let lifecycle = self.lifecycle(root);
         let (workers, max_requests, max_memory) = self.runtime(root);
+        let state = self.state(root);
         let plan = Plan {
             dir: self.dir.clone(),
             hash: 0,
@@ -106,6 +107,7 @@ impl<'a> Lower<'a> {
             admin_span: root.get("admin").map_or(root.span, |admin| admin.get("bind").unwrap_or(admin).span),
             max_requests,
             max_memory,
+            state,
             files: Files::default(),
             warnings: Vec::new(),
         };
@@ -303,6 +305,17 @@ impl<'a> Lower<'a> {
                 let help = "write `auto` or a whole number from 1 to 1024";
                 self.error(raw.workers.span, "this is not a number of workers", help);
                 None
+            }
+        }
+    }
+
+    fn state(&mut self, root: &Node) -> Arc<state::Settings> {
+        let raw: state::State = self.top(root, "state");
+        match raw.settle(&self.dir) {
+            Ok(settings) => Arc::new(settings),
+            Err(e) => {
+                self.errors.push(e);
+                Arc::default()
             }
         }
     }

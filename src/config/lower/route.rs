@@ -132,13 +132,22 @@ impl Lower<'_> {
                 query.push((key.name, value));
             }
         }
+        let mut claims = Vec::new();
+        for (key, node) in self.pairs(raw.claims.as_ref()) {
+            if key.name.split('.').any(str::is_empty) {
+                let help = "write the name of a claim, `a.b` for one inside another";
+                self.error(key.span, format!("`{}` names no claim", key.name), help);
+            } else if let Some(value) = self.value(&node) {
+                claims.push((key.name, value));
+            }
+        }
         let mut cookies = Vec::new();
         for (key, node) in self.pairs(raw.cookies.as_ref()) {
             if let Some(value) = self.value(&node) {
                 cookies.push((key.name, value));
             }
         }
-        Some(Match { path, methods, headers, query, cookies })
+        Some(Match { path, methods, headers, query, cookies, claims })
     }
 
     fn pairs(&mut self, node: Option<&Node>) -> Vec<(Key, Node)> {

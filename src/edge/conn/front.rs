@@ -1,4 +1,4 @@
-//! Between hyper and [`Serve`]: counts exchanges, keeps panics in, and makes responses safe to hand over.
+//! Between hyper's HTTP/1 and [`Serve`]: counts exchanges, keeps panics in, and makes responses safe to hand over.
 
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,28 +12,27 @@ use futures_util::FutureExt as _;
 use http::header::CONNECTION;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use onehop_filters::contract::{BodyError, Fault, Reason};
 
 use super::Exchange;
-use crate::edge::h2::Stalled;
+use crate::edge::body::Incoming;
 use crate::edge::serve::{Link, Serve};
 
-/// There is no answer: hyper ends the connection (HTTP/1) or resets the stream (HTTP/2).
+/// There is no answer: hyper ends the connection.
 #[derive(Debug, thiserror::Error)]
 #[error("the service gave no answer")]
 pub struct Broken;
 
-/// Calls the service. `most`: requests after which an HTTP/1 connection closes; `stall`: the watch over an HTTP/2 stream.
+/// Calls the service. `most`: requests after which the connection closes.
 pub fn answer<S: Serve>(
     serve: &Arc<S>,
-    request: Request<Incoming>,
+    request: Request<hyper::body::Incoming>,
     exchange: Exchange,
     most: Option<u64>,
-    stall: Stalled,
 ) -> impl Future<Output = Result<Response<Outbound<S::Body>>, Broken>> + Send + use<S> {
     let (version, connect) = (request.version(), request.method() == Method::CONNECT);
-    let called = catch_unwind(AssertUnwindSafe(|| serve.call(request, exchange.link())));
+    let request = request.map(Incoming::H1);
+    let called = catch_unwind(AssertUnwindSafe(|| serve.call(request, exchange.link(), 0)));
     let mut exchange = exchange;
     async move {
         let answered = match called {
@@ -49,18 +48,13 @@ pub fn answer<S: Serve>(
         link.wire.answered.store(true, Relaxed);
         link.wire.final_only.store(true, Relaxed);
         let status = response.status();
-        if version != Version::HTTP_2 {
-            let tunnel = status == StatusCode::SWITCHING_PROTOCOLS || connect && status.is_success();
-            link.wire.tunnel.store(tunnel, Relaxed);
-            if !tunnel && (link.drain() || most.is_some_and(|most| link.requests() >= most)) {
-                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-                link.wire.leaving.store(true, Relaxed);
-            }
-            if status.is_informational() && !tunnel {
-                return Err(Broken);
-            }
-        } else if status.is_informational() {
-            // RFC 9113 section 8.6: no 101; and hyper would send any other 1xx as the end of the stream.
+        let tunnel = status == StatusCode::SWITCHING_PROTOCOLS || connect && status.is_success();
+        link.wire.tunnel.store(tunnel, Relaxed);
+        if !tunnel && (link.drain() || most.is_some_and(|most| link.requests() >= most)) {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            link.wire.leaving.store(true, Relaxed);
+        }
+        if status.is_informational() && !tunnel {
             return Err(Broken);
         }
         // hyper would take an upstream's HTTP/1.0 over, and panics at versions it does not know.
@@ -69,7 +63,7 @@ pub fn answer<S: Serve>(
         if response.body().is_end_stream() {
             exchange.ended();
         }
-        Ok(response.map(|body| Outbound { body, exchange, cut_is_silent, stall }))
+        Ok(response.map(|body| Outbound { body, exchange, cut_is_silent }))
     }
 }
 
@@ -88,8 +82,6 @@ pub struct Outbound<B> {
     exchange: Exchange,
     /// Towards HTTP/1.0 a cut body ends like a whole one, unless the connection is reset.
     cut_is_silent: bool,
-    /// HTTP/2: tells the stream's task that a frame waits for the client.
-    stall: Stalled,
 }
 
 impl<B: Body<Data = Bytes, Error = BodyError> + Unpin> Body for Outbound<B> {
@@ -98,9 +90,6 @@ impl<B: Body<Data = Bytes, Error = BodyError> + Unpin> Body for Outbound<B> {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
-        if let Some(stall) = &this.stall {
-            stall.polled();
-        }
         let polled = catch(this.exchange.link(), || Pin::new(&mut this.body).poll_frame(cx))
             .unwrap_or_else(|fault| Poll::Ready(Some(Err(fault))));
         match &polled {
@@ -113,9 +102,6 @@ impl<B: Body<Data = Bytes, Error = BodyError> + Unpin> Body for Outbound<B> {
             Poll::Ready(None) => this.exchange.ended(),
             Poll::Ready(Some(Ok(_))) if this.body.is_end_stream() => this.exchange.ended(),
             _ => {}
-        }
-        if let (Some(stall), Poll::Ready(Some(Ok(_)))) = (&this.stall, &polled) {
-            stall.handed();
         }
         polled
     }

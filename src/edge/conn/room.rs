@@ -13,8 +13,6 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
-use hyper_util::rt::TokioIo;
 use onehop_filters::contract::{Body, BodyError, Conn, Fault, Reason};
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -23,10 +21,11 @@ use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 
 use crate::config::plan::Limits;
-use crate::edge::body::Inbound;
+use crate::edge::body::{Inbound, Incoming};
 use crate::edge::drain_signal::{DrainSignal, Phase};
 use crate::edge::serve::{Alpn, Link, Serve, Settings, serve};
 use crate::edge::stream::Stream;
+use crate::edge::switch::Switch;
 
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -96,13 +95,13 @@ impl Serve for Rooms {
     type Body = Body;
     type Future = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
 
-    fn call(self: &Arc<Self>, request: Request<Incoming>, link: &Arc<Link>) -> Self::Future {
+    fn call(self: &Arc<Self>, request: Request<Incoming>, link: &Arc<Link>, stream: u32) -> Self::Future {
         let (rooms, link) = (self.clone(), link.clone());
         self.calls.fetch_add(1, SeqCst);
         if request.uri().path() == "/panic-at-once" {
             panic!("in the call");
         }
-        Box::pin(async move { rooms.answer(request, &link).await })
+        Box::pin(async move { rooms.answer(request, &link, stream).await })
     }
 
     fn reject(self: &Arc<Self>, _: &Link, fault: &Fault) -> Bytes {
@@ -117,21 +116,20 @@ impl Serve for Rooms {
 }
 
 impl Rooms {
-    async fn answer(self: &Arc<Self>, mut request: Request<Incoming>, link: &Arc<Link>) -> Response<Body> {
+    async fn answer(self: &Arc<Self>, mut request: Request<Incoming>, link: &Arc<Link>, stream: u32) -> Response<Body> {
         let path = request.uri().path().to_owned();
         match path.as_str() {
             "/echo" => {
-                let version = request.version();
-                let body = Inbound::new(request.into_body(), version, Some(100_000), Duration::from_millis(200));
+                let body = Inbound::new(request.into_body(), Some(100_000), Duration::from_millis(200));
                 match body.collect().await {
                     Ok(body) => reply(StatusCode::OK, body.to_bytes()),
                     Err(fault) => reply(fault.reason.status(), fault.reason.code()),
                 }
             }
             "/detached" => {
-                let (rooms, version) = (self.clone(), request.version());
+                let rooms = self.clone();
                 tokio::spawn(async move {
-                    let body = Inbound::new(request.into_body(), version, None, PATIENCE);
+                    let body = Inbound::new(request.into_body(), None, PATIENCE);
                     let end = body.collect().await.map(|body| body.to_bytes().len() as u64);
                     rooms.uploads.lock().push(end.map_err(|fault| fault.reason));
                 });
@@ -147,7 +145,7 @@ impl Rooms {
             "/hints" => {
                 let mut headers = HeaderMap::new();
                 headers.insert("link", HeaderValue::from_static("</a.css>"));
-                let sent = link.informational(StatusCode::EARLY_HINTS, &headers);
+                let sent = link.informational(stream, StatusCode::EARLY_HINTS, headers);
                 tokio::task::yield_now().await;
                 reply(StatusCode::OK, if sent { "hinted" } else { "plain" })
             }
@@ -156,12 +154,13 @@ impl Rooms {
             "/panic" => panic!("in the future"),
             "/early-1xx" => reply(StatusCode::EARLY_HINTS, ""),
             "/upgrade" => {
-                let upgrade = hyper::upgrade::on(&mut request);
+                let upgrade = Switch::of(&mut request).expect("asked for");
                 let connect = request.method() == http::Method::CONNECT;
                 tokio::spawn(async move {
-                    let Ok(upgraded) = upgrade.await else { return };
-                    let (mut from, mut to) = tokio::io::split(TokioIo::new(upgraded));
+                    let Some(upgraded) = upgrade.opened().await else { return };
+                    let (mut from, mut to) = tokio::io::split(upgraded);
                     let _ = tokio::io::copy(&mut from, &mut to).await;
+                    let _ = to.shutdown().await;
                 });
                 if connect {
                     return Response::new(Body::Empty);

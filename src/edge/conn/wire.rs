@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 
 use futures_util::task::AtomicWaker;
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, Response, StatusCode};
 use onehop_filters::contract::{Fault, Moment};
 use parking_lot::Mutex;
 
@@ -35,7 +35,7 @@ pub struct Wire {
     /// Set by the service, taken by the gate: the head it handed over has been understood. `u64::MAX`: chunked.
     pub called: AtomicBool,
     framing: AtomicU64,
-    /// No informational response any more: the final one is there, the client is HTTP/1.0, or this is HTTP/2.
+    /// HTTP/1: no informational response any more: the final one is there, or the client is HTTP/1.0.
     pub final_only: AtomicBool,
     /// After 101 or a 2xx to CONNECT: bytes pass unseen.
     pub tunnel: AtomicBool,
@@ -68,6 +68,8 @@ pub struct Wire {
     pub has_interim: AtomicBool,
     /// Uncontended: informational responses waiting for a flush point.
     pub interim: Mutex<Vec<u8>>,
+    /// Uncontended: the same for streams. Each is taken in the poll of the request that left it.
+    interims: Mutex<Vec<(u32, Response<()>)>>,
 }
 
 impl Wire {
@@ -97,8 +99,18 @@ impl Wire {
         })
     }
 
-    pub fn informational(&self, status: StatusCode, headers: &HeaderMap) -> bool {
+    pub fn informational(&self, stream: u32, status: StatusCode, headers: HeaderMap) -> bool {
         let sendable = status.is_informational() && status != StatusCode::SWITCHING_PROTOCOLS;
+        if stream != 0 {
+            if sendable {
+                let mut interim = Response::new(());
+                *interim.status_mut() = status;
+                *interim.headers_mut() = headers;
+                self.interims.lock().push((stream, interim));
+                self.has_interim.store(true, Relaxed);
+            }
+            return sendable;
+        }
         if !sendable || self.final_only.load(Relaxed) || self.in_flight.load(Relaxed) == 0 {
             return false;
         }
@@ -108,7 +120,7 @@ impl Wire {
         queue.push(b' ');
         queue.extend_from_slice(status.canonical_reason().unwrap_or_default().as_bytes());
         queue.extend_from_slice(b"\r\n");
-        for (name, value) in headers {
+        for (name, value) in &headers {
             queue.extend_from_slice(name.as_str().as_bytes());
             queue.extend_from_slice(b": ");
             queue.extend_from_slice(value.as_bytes());
@@ -118,6 +130,22 @@ impl Wire {
         self.has_interim.store(true, Relaxed);
         self.task.wake();
         true
+    }
+
+    /// Takes what waits for this stream.
+    pub fn take_interim(&self, stream: u32, mut tell: impl FnMut(Response<()>)) {
+        let mut interims = self.interims.lock();
+        for (_, interim) in interims.extract_if(.., |waiting| waiting.0 == stream) {
+            tell(interim);
+        }
+        self.has_interim.store(!interims.is_empty(), Relaxed);
+    }
+
+    /// Drops what came too late for its answer.
+    pub fn drop_interims(&self) {
+        if self.has_interim.swap(false, Relaxed) {
+            self.interims.lock().clear();
+        }
     }
 
     pub fn refuse(&self, fault: Fault) {

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use h2::client::{self, SendRequest};
 use http::{Method, Request, StatusCode};
 use onehop_filters::contract::Reason;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -73,6 +73,26 @@ async fn raw(room: &Room, frames: &[u8]) -> TcpStream {
     let _ = tcp.write_all(frames).await;
     tcp
 }
+
+/// The code of the last GOAWAY before the end of the connection.
+async fn goaway(tcp: &mut TcpStream) -> Option<u32> {
+    let mut all = Vec::new();
+    // A reset ends it, too; what came before counts.
+    let _ = timeout(PATIENCE, tcp.read_to_end(&mut all)).await.expect("the connection ends");
+    let (mut rest, mut code) = (&all[..], None);
+    while let [a, b, c, kind, _, _, _, _, _, more @ ..] = rest {
+        let (payload, next) = more.split_at(usize::from(*a) << 16 | usize::from(*b) << 8 | usize::from(*c));
+        if *kind == 0x7 {
+            code = Some(u32::from_be_bytes(payload[4..8].try_into().expect("four bytes")));
+        }
+        rest = next;
+    }
+    code
+}
+
+const NO_ERROR: u32 = 0;
+const PROTOCOL_ERROR: u32 = 1;
+const ENHANCE_YOUR_CALM: u32 = 11;
 
 #[tokio::test]
 async fn streams_run_side_by_side_and_large_bodies_stay_whole() {
@@ -184,15 +204,14 @@ async fn cut_bodies_and_panics_reset_their_stream_only() {
         let error = exchange(send.clone(), path, None).await.expect_err("a reset");
         assert_eq!(error.reason(), Some(h2::Reason::INTERNAL_ERROR), "{path}");
     }
-    let (_, body) = exchange(send, "/hints", None).await.expect("an answer");
-    assert_eq!(body, b"plain", "no 1xx over HTTP/2");
+    assert!(exchange(send, "/after", None).await.is_ok(), "the connection goes on");
 }
 
 #[tokio::test]
 async fn an_upload_that_is_reset_is_not_complete() {
     let room = Room::open(settings()).await;
     let head = frame(0x1, 0x4, 1, b"\x83\x86\x41\x01a\x44\x09/detached");
-    // NO_ERROR: hyper alone would call this a clean end.
+    // NO_ERROR, too, is no end of the body.
     let cut = [head, frame(0x0, 0, 1, b"abc"), frame(0x3, 0, 1, &[0; 4])].concat();
     let _tcp = raw(&room, &cut).await;
     room.until("cut", |room| *room.rooms.uploads.lock() == [Err(Reason::ClientGone)]).await;
@@ -209,10 +228,8 @@ async fn uploads_have_limits_and_clocks() {
     }
 }
 
-#[tokio::test]
-async fn extended_connect_upgrades() {
-    let room = Room::open(settings()).await;
-    let (mut send, _conn) = connect(&room).await;
+/// Opens a tunnel to the echo.
+async fn tunnel(mut send: SendRequest<Bytes>) -> (h2::SendStream<Bytes>, h2::RecvStream) {
     // The permission comes with the server's SETTINGS.
     timeout(PATIENCE, async {
         while !send.is_extended_connect_protocol_enabled() {
@@ -224,11 +241,38 @@ async fn extended_connect_upgrades() {
     let mut connect = request("/upgrade");
     *connect.method_mut() = Method::CONNECT;
     connect.extensions_mut().insert(h2::ext::Protocol::from_static("websocket"));
-    let (response, mut up) = send.send_request(connect, false).expect("open");
-    let mut down = timeout(PATIENCE, response).await.expect("in time").expect("a head").into_body();
+    let (response, up) = send.send_request(connect, false).expect("open");
+    (up, timeout(PATIENCE, response).await.expect("in time").expect("a head").into_body())
+}
+
+async fn echoes(up: &mut h2::SendStream<Bytes>, down: &mut h2::RecvStream) {
     up.send_data(Bytes::from_static(b"ping"), false).expect("sent");
     let echo = timeout(PATIENCE, down.data()).await.expect("in time").expect("data").expect("data");
     assert_eq!(echo, b"ping"[..]);
+}
+
+#[tokio::test]
+async fn extended_connect_upgrades() {
+    let room = Room::open(settings()).await;
+    let (send, _conn) = connect(&room).await;
+    let (mut up, mut down) = tunnel(send).await;
+    echoes(&mut up, &mut down).await;
+    up.send_data(Bytes::new(), true).expect("sent");
+    assert!(timeout(PATIENCE, down.data()).await.expect("in time").is_none(), "half-closed, then closed");
+    room.until("over", |room| room.link().wire.in_flight.load(SeqCst) == 0).await;
+}
+
+#[tokio::test]
+async fn a_connection_with_a_tunnel_is_not_idle() {
+    let mut short = limits();
+    short.idle_timeout = Duration::from_millis(50);
+    let room = Room::open(Settings { limits: short, ..settings() }).await;
+    let (send, _conn) = connect(&room).await;
+    let (mut up, mut down) = tunnel(send).await;
+    tokio::time::sleep(super::FAREWELL + Duration::from_millis(300)).await;
+    echoes(&mut up, &mut down).await;
+    drop((up, down));
+    room.until("over", |room| room.live.load(SeqCst) == 0).await;
 }
 
 #[tokio::test]
@@ -242,7 +286,7 @@ async fn floods_end_the_connection() {
     ] {
         let room = Room::open(settings()).await;
         let mut tcp = raw(&room, &frames).await;
-        rest(&mut tcp).await;
+        assert_eq!(goaway(&mut tcp).await, Some(ENHANCE_YOUR_CALM), "{why}");
         room.until(why, |room| *room.rooms.ends.lock() == [why]).await;
         assert_eq!(room.rooms.calls.load(SeqCst), 0);
     }
@@ -270,6 +314,7 @@ async fn rapid_reset_ends_the_connection_however_it_is_paced() {
     })
     .await
     .expect("it ends");
+    assert_eq!(goaway(&mut tcp).await, Some(ENHANCE_YOUR_CALM));
     room.until("cut", |room| *room.rooms.ends.lock() == ["rapid-reset"]).await;
     // What was begun has been cancelled.
     room.until("cancelled", |room| room.link().wire.in_flight.load(SeqCst) == 0).await;
@@ -283,7 +328,7 @@ async fn empty_frames_end_the_connection() {
     for frames in [[frame(0x1, 0x4, 1, post), data].concat(), [frame(0x1, 0x1, 1, GET_HOLD), continuations].concat()] {
         let room = Room::open(settings()).await;
         let mut tcp = raw(&room, &frames).await;
-        rest(&mut tcp).await;
+        assert_eq!(goaway(&mut tcp).await, Some(ENHANCE_YOUR_CALM));
         room.until("over", |room| room.rooms.ends.lock().len() == 1).await;
     }
 }
@@ -346,7 +391,7 @@ async fn a_drain_does_not_wait_for_an_acknowledgement() {
     let mut tcp = raw(&room, &[]).await;
     room.until("there", |room| room.live.load(SeqCst) == 1 && room.link().bytes_in() > 24).await;
     room.drain.send_replace(Phase::Draining);
-    rest(&mut tcp).await;
+    assert_eq!(goaway(&mut tcp).await, Some(NO_ERROR));
     // A client that has not even begun goes at once; `Kill` cuts the rest.
     let room = Room::open(settings()).await;
     let mut mute = room.dial().await;
@@ -357,4 +402,92 @@ async fn a_drain_does_not_wait_for_an_acknowledgement() {
     room.drain.send_replace(Phase::Kill);
     rest(&mut busy).await;
     room.until("cancelled", |room| room.rooms.cancelled.load(SeqCst) == 1).await;
+}
+
+#[tokio::test]
+async fn a_breach_of_the_protocol_is_named() {
+    let alpn = crate::edge::serve::Alpn::H2;
+    let room = Room::open_as(settings(), alpn, |tcp| async { Some(tcp.into()) }).await;
+    // No preface at all (RFC 9113 section 3.4).
+    let mut tcp = room.dial().await;
+    tcp.write_all(b"INVALID CONNECTION PREFACE\r\n\r\n").await.expect("sent");
+    assert_eq!(goaway(&mut tcp).await, Some(PROTOCOL_ERROR));
+    // DATA on stream 0, and a second SETTINGS of a wrong size, behind a good one.
+    for breach in [frame(0x0, 0, 0, b"x"), frame(0x5, 4, 1, &[0; 4])] {
+        let mut tcp = raw(&room, &breach).await;
+        assert_eq!(goaway(&mut tcp).await, Some(PROTOCOL_ERROR));
+    }
+    room.until("over", |room| *room.rooms.ends.lock() == ["protocol"; 3]).await;
+}
+
+#[tokio::test]
+async fn hints_come_before_their_answer() {
+    let room = Room::open(settings()).await;
+    let (mut send, _conn) = connect(&room).await;
+    let (mut response, _) = send.send_request(request("/hints"), true).expect("open");
+    let hints = timeout(PATIENCE, poll_fn(|cx| response.poll_informational(cx))).await.expect("in time");
+    let hints = hints.expect("an interim answer").expect("no error");
+    assert_eq!(hints.status(), StatusCode::EARLY_HINTS);
+    assert_eq!(hints.headers()["link"], "</a.css>");
+    let mut answer = timeout(PATIENCE, response).await.expect("in time").expect("a head").into_body();
+    assert_eq!(answer.data().await.expect("a body").expect("whole"), b"hinted"[..]);
+}
+
+#[tokio::test]
+async fn continue_is_asked_for_when_the_body_is() {
+    let room = Room::open(settings()).await;
+    let (mut send, _conn) = connect(&room).await;
+    let waits = |path: &str, expect: &str| {
+        let mut request = request(path);
+        *request.method_mut() = Method::POST;
+        request.headers_mut().insert("expect", expect.parse().expect("a value"));
+        request
+    };
+    let (mut response, mut body) = send.send_request(waits("/echo", "100-Continue"), false).expect("open");
+    let go = timeout(PATIENCE, poll_fn(|cx| response.poll_informational(cx))).await.expect("in time");
+    assert_eq!(go.expect("an interim answer").expect("no error").status(), StatusCode::CONTINUE);
+    body.send_data(Bytes::from_static(b"abc"), true).expect("sent");
+    let mut echo = timeout(PATIENCE, response).await.expect("in time").expect("a head").into_body();
+    assert_eq!(echo.data().await.expect("a body").expect("whole"), b"abc"[..]);
+    // Nobody reads it: nobody asks for it.
+    let (mut response, _body) = send.send_request(waits("/early", "100-continue"), false).expect("open");
+    let go = timeout(PATIENCE, poll_fn(|cx| response.poll_informational(cx))).await.expect("in time");
+    assert!(go.is_none());
+    assert_eq!(timeout(PATIENCE, response).await.expect("in time").expect("a head").status().as_u16(), 413);
+}
+
+#[tokio::test]
+async fn an_upload_that_nobody_reads_stops_at_its_window() {
+    let room = Room::open(settings()).await;
+    let (mut send, _conn) = connect(&room).await;
+    let (response, mut body) = send.send_request(request("/hold"), false).expect("open");
+    let mut sent = 0;
+    let stopped = timeout(Duration::from_millis(500), async {
+        loop {
+            body.reserve_capacity(1 << 20);
+            let room = poll_fn(|cx| body.poll_capacity(cx)).await.expect("open").expect("no error");
+            body.send_data(Bytes::from(vec![b'x'; room]), false).expect("sent");
+            sent += room;
+        }
+    })
+    .await;
+    assert!(stopped.is_err(), "it goes on for ever");
+    // One window, and what was taken at once when it arrived.
+    assert!((60_000..=2 * 65_536).contains(&sent), "{sent}");
+    // Others are not held up.
+    let upload = Bytes::from(vec![b'y'; 90_000]);
+    assert_eq!(exchange(send, "/echo", Some(upload.clone())).await.expect("an answer").1, upload);
+    room.rooms.go.notify_one();
+    assert!(timeout(PATIENCE, response).await.expect("in time").is_ok());
+}
+
+#[tokio::test]
+async fn an_early_answer_ends_the_upload_without_an_error() {
+    let room = Room::open(settings()).await;
+    let (mut send, _conn) = connect(&room).await;
+    let (response, mut body) = send.send_request(request("/early"), false).expect("open");
+    let mut answer = timeout(PATIENCE, response).await.expect("in time").expect("a head").into_body();
+    assert_eq!(answer.data().await.expect("a body").expect("whole"), b"early"[..]);
+    let reset = timeout(PATIENCE, poll_fn(|cx| body.poll_reset(cx))).await.expect("in time").expect("no error");
+    assert_eq!(reset, h2::Reason::NO_ERROR);
 }

@@ -1,7 +1,7 @@
 //! Writing a request head straight into the connection's buffer. The head is borrowed: another try clones nothing.
 
+use http::Method;
 use http::header::{self, HeaderName, HeaderValue};
-use http::{HeaderMap, Method};
 
 use super::upload::Coding;
 use crate::upstream::Head;
@@ -76,18 +76,4 @@ pub(in crate::upstream) fn ours(name: &HeaderName) -> bool {
         | header::EXPECT => true,
         _ => matches!(name.as_str(), "keep-alive" | "proxy-connection" | "http2-settings"),
     }
-}
-
-/// Fields of a request in a map of its own, for HTTP/2.
-pub(in crate::upstream) fn fields(head: &Head<'_>) -> HeaderMap {
-    let mut map = HeaderMap::with_capacity(head.headers.len() + head.extra.len() + 2);
-    for (name, value) in head.headers.iter().filter(|(name, _)| !head.extra.iter().any(|(n, _)| n == *name)) {
-        if !ours(name) {
-            map.append(name, value.clone());
-        }
-    }
-    for (name, value) in head.extra.iter().filter(|(name, _)| !ours(name)) {
-        map.append(name, value.clone());
-    }
-    map
 }

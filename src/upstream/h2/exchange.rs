@@ -7,24 +7,24 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use h2::client::ResponseFuture;
-use h2::ext::Protocol;
 use h2::{Reason as Code, RecvStream};
 use http::header::{self, HeaderMap, HeaderValue};
-use http::uri::{Authority, Scheme};
-use http::{Method, Request, Response, StatusCode, Uri, Version};
+use http::{Method, Response, StatusCode, Version};
 use onehop_filters::contract::{Body, Fault, Proof, Reason};
 
 use super::body::Incoming;
+use super::head::request;
 use super::pump::Pump;
 use super::session::{Lease, Session};
 use super::tunnel::Tunnel;
-use crate::upstream::h1::encode;
 use crate::upstream::h1::parse::MAX_FIELDS;
 use crate::upstream::h1::upload::Coding;
 use crate::upstream::{Head, Informational, Reply, bad};
 
 /// Interim answers before the final one.
 const MAX_INTERIM: u32 = 100;
+/// A known body up to this size is sent without asking for room first.
+const AT_ONCE: usize = 16 * 1024;
 
 /// A failed exchange.
 pub(in crate::upstream) struct Failed {
@@ -52,25 +52,33 @@ pub(in crate::upstream) async fn send(
     let hold = head.expect_continue && !empty;
     let request = request(head, coding, hold).map_err(still)?;
 
+    // A sender of one's own has no stream pending, so it is ready, or the session is over; sending tells.
     let mut sender = session.sender();
     let lease = session.lease();
     let gone = |e: &h2::Error| {
         session.close();
         Failed { fault: Fault { proof: Proof::NeverRan, ..fault(e) }, moved: true }
     };
-    std::future::poll_fn(|cx| sender.poll_ready(cx)).await.map_err(|e| gone(&e))?;
     // A tunnel's stream stays open on our side.
     let ended = empty && head.upgrade.is_none();
     // An error here means that the stream was never opened.
-    let (response, stream) = sender.send_request(request, ended).map_err(|e| gone(&e))?;
+    let (response, mut stream) = sender.send_request(request, ended).map_err(|e| gone(&e))?;
 
     let streams = matches!(body, Body::Stream(_));
+    let mut done = empty;
     let sent = match body {
         Body::Empty => Body::Empty,
+        // Behind its head at once; h2 keeps what the window does not take yet.
+        Body::Full(Some(bytes)) if !hold && bytes.len() <= AT_ONCE && head.upgrade.is_none() => {
+            // An error means that the stream is closed already, which the answer tells better.
+            let _ = stream.send_data(bytes.clone(), true);
+            done = true;
+            Body::Empty
+        }
         Body::Full(bytes) => Body::Full(bytes.clone()),
         Body::Stream(_) => std::mem::take(body),
     };
-    let mut call = Call { response, pump: Pump::new(sent, stream, hold, empty), interim: 0 };
+    let mut call = Call { response, pump: Pump::new(sent, stream, hold, done), interim: 0 };
     match std::future::poll_fn(|cx| call.poll(cx, informational)).await {
         Ok(response) => reply(head, response, call.pump, lease).map_err(still),
         Err(fault) => {
@@ -111,49 +119,11 @@ impl Call {
                     }
                 }
                 Poll::Ready(Some(Err(e))) => return Poll::Ready(Err(fault(&e))),
-                Poll::Ready(None) | Poll::Pending => {
-                    return Pin::new(&mut self.response).poll(cx).map_err(|e| fault(&e));
-                }
+                Poll::Ready(None) => return Pin::new(&mut self.response).poll(cx).map_err(|e| fault(&e)),
+                Poll::Pending => return Poll::Pending,
             }
         }
     }
-}
-
-fn request(head: &Head<'_>, coding: Coding, hold: bool) -> Result<Request<()>, Fault> {
-    let refused =
-        || Fault::never_ran(Reason::BadHost).detail("the host cannot be written as :authority").by("upstream");
-    let authority = Authority::try_from(head.host).map_err(|_| refused())?;
-    let uri = Uri::builder()
-        .scheme(if head.https { Scheme::HTTPS } else { Scheme::HTTP })
-        .authority(authority)
-        .path_and_query(head.target.clone())
-        .build()
-        .map_err(|_| refused())?;
-    let mut request = Request::new(());
-    *request.method_mut() = head.method.clone();
-    *request.uri_mut() = uri;
-    *request.version_mut() = Version::HTTP_2;
-    let mut fields = encode::fields(head);
-    if head.te_trailers {
-        fields.insert(header::TE, HeaderValue::from_static("trailers"));
-    }
-    if hold {
-        fields.insert(header::EXPECT, HeaderValue::from_static("100-continue"));
-    }
-    if let Coding::Length(length) = coding {
-        fields.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
-    }
-    if let Some(protocol) = head.upgrade {
-        let protocol = protocol.to_str().map_err(|_| {
-            Fault::never_ran(Reason::UpgradeRefused).detail("the protocol's name is malformed").by("upstream")
-        })?;
-        *request.method_mut() = Method::CONNECT;
-        request.extensions_mut().insert(Protocol::from(protocol));
-        // The handshake key belongs to the HTTP/1 form (RFC 8441 section 5).
-        fields.remove(header::SEC_WEBSOCKET_KEY);
-    }
-    *request.headers_mut() = fields;
-    Ok(request)
 }
 
 fn reply(head: &Head<'_>, response: Response<RecvStream>, pump: Pump, lease: Lease) -> Result<Reply, Fault> {
@@ -167,9 +137,8 @@ fn reply(head: &Head<'_>, response: Response<RecvStream>, pump: Pump, lease: Lea
         return Err(Fault::new(Reason::ResponseTooLarge).detail("the head has too many fields").by("upstream"));
     }
     let left = length(&mut headers)?;
-    for name in [header::CONNECTION, header::TRANSFER_ENCODING, header::UPGRADE, header::TE] {
-        headers.remove(name);
-    }
+    // h2 refuses a head with any other connection-specific field (RFC 9113 section 8.2.2).
+    headers.remove(header::TE);
     let mut reply = Reply {
         status,
         headers,

@@ -5,6 +5,7 @@ mod body;
 mod driver;
 mod exchange;
 mod gather;
+mod head;
 mod pump;
 mod session;
 mod tunnel;

@@ -17,7 +17,7 @@ fn spec((host, kind, path, header): &Rule) -> RouteSpec {
     };
     let headers = header.iter().map(|v| (HeaderName::from_static("x"), ValueMatch::Exact(v.clone()))).collect();
     let methods = if kind & 4 == 0 { Vec::new() } else { vec![Method::GET] };
-    RouteSpec { hosts: vec![host.clone()], matches: vec![Match { path, methods, headers, query: Vec::new() }] }
+    RouteSpec { hosts: vec![host.clone()], matches: vec![Match { path, methods, headers, query: Vec::new(), claims: Vec::new() }] }
 }
 
 fuzz_target!(|input: (Vec<Rule>, String, String, Vec<u8>)| {

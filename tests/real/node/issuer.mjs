@@ -1,0 +1,42 @@
+// An OpenID Connect issuer that knows nothing of onehop: oidc-provider with its own pages for login and consent.
+// issuer.mjs ORIGIN: the client's origin. Prints `port=N` once it listens on 127.0.0.1.
+import { createServer } from 'node:http';
+import { createRequire } from 'node:module';
+import { pathToFileURL } from 'node:url';
+
+// Installed below target/, not beside this file.
+const require = createRequire(new URL('../../../target/real-node/', import.meta.url));
+const { Provider } = await import(pathToFileURL(require.resolve('oidc-provider')));
+
+const [origin] = process.argv.slice(2);
+const server = createServer();
+server.listen(0, '127.0.0.1', () => {
+  const { port } = server.address();
+  const provider = new Provider(`http://127.0.0.1:${port}`, {
+    clients: [{
+      client_id: 'shop',
+      client_secret: 'hush-hush-client',
+      redirect_uris: [`${origin}/oauth2/callback`],
+      post_logout_redirect_uris: [`${origin}/bye`],
+      grant_types: ['authorization_code', 'refresh_token'],
+      response_types: ['code'],
+      backchannel_logout_uri: `${origin}/oauth2/backchannel-logout`,
+      backchannel_logout_session_required: true,
+    }],
+    features: { devInteractions: { enabled: true }, backchannelLogout: { enabled: true } },
+    cookies: { keys: ['of-no-importance'] },
+    pkce: { required: () => true },
+    // Its own calls nobody on this machine, against forged requests; the client is here.
+    fetch: (url, { dispatcher, ...options }) => fetch(url, options),
+    issueRefreshToken: () => true,
+    rotateRefreshToken: () => true,
+    // Short, so that a test sees tokens renewed.
+    ttl: { AccessToken: 6, AuthorizationCode: 60, Grant: 3600, IdToken: 3600, Interaction: 600, RefreshToken: 3600, Session: 3600 },
+  });
+  provider.on('backchannel.success', () => console.log('backchannel=success'));
+  provider.on('backchannel.error', (_, error) => console.log(`backchannel=${error.message} ${error.cause ?? ''}`));
+  provider.on('server_error', (_, error) => console.log(`error=${error.stack}`));
+  provider.on('grant.error', (_, error) => console.log(`grant=${error.error} ${error.error_detail}`));
+  server.on('request', provider.callback());
+  console.log(`port=${port}`);
+});
