@@ -4,7 +4,7 @@
 mod gate;
 
 /// What one GET over kept HTTP/1.1 connections may allocate, in the whole process. Lower it when it falls.
-const PROXIED: f64 = 20.0;
+const PROXIED: f64 = 10.0;
 
 /// What a route of a large configuration may keep, and what it may take for the moment of a start or a reload, in bytes.
 /// Lower them when they fall.

@@ -48,7 +48,7 @@ pub struct Decision {
 }
 
 /// Decisions of an ordinary request, kept in place; a request with many retries moves them to the heap.
-const INLINE: usize = 10;
+const INLINE: usize = 8;
 
 /// See the module.
 #[derive(Clone, Debug, Default)]

@@ -122,7 +122,7 @@ impl Gate {
             if !self.held.is_empty() {
                 match scan(&self.held, self.progress, self.bounds) {
                     Scan::Complete(head) => {
-                        blank(&mut self.held, head);
+                        blank(&mut self.held, head, &self.link);
                         self.mode = Mode::Passing(head.len);
                         self.progress = Progress::default();
                         self.stop_clock();
@@ -193,6 +193,35 @@ impl Gate {
         Poll::Pending
     }
 
+    /// While the service works, hyper reads nothing (`half_close` of its builder: it would look for the end of the client
+    /// itself, into a new buffer each time, since the request still holds the last one). So whatever flushes looks.
+    fn watch(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        let wire = &self.link.wire;
+        if wire.in_flight.load(Relaxed) == 0 || wire.tunnel.load(Relaxed) {
+            return Ok(());
+        }
+        if matches!(self.mode, Mode::Called) {
+            self.understood();
+        }
+        if matches!(self.mode, Mode::Head)
+            && let Poll::Ready(Err(e)) = self.hold(cx)
+        {
+            return Err(e);
+        }
+        Ok(())
+    }
+
+    /// Takes over how the body of the request just called is framed; false: the service has not been called yet.
+    fn understood(&mut self) -> bool {
+        self.mode = match self.link.wire.take_framing() {
+            Some(Framing::Length(0)) => Mode::Head,
+            Some(Framing::Length(n)) => Mode::Length(n),
+            Some(Framing::Chunked) => Mode::Chunked(Chunks::default()),
+            None => return false,
+        };
+        true
+    }
+
     /// A head for hyper. `Ready(false)`: the mode changed, look again.
     fn pass_head(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<bool>> {
         let wire = &self.link.wire;
@@ -218,7 +247,7 @@ impl Gate {
                 Scan::Complete(head) => {
                     self.held.extend_from_slice(&fresh[head.len..]);
                     buf.set_filled(start + head.len);
-                    blank(&mut buf.filled_mut()[start..], head);
+                    blank(&mut buf.filled_mut()[start..], head, &self.link);
                     self.mode = Mode::Called;
                     return Poll::Ready(Ok(true));
                 }
@@ -369,8 +398,9 @@ impl Gate {
 }
 
 /// Renames an `Upgrade` field that must not be seen.
-fn blank(bytes: &mut [u8], head: Head) {
+fn blank(bytes: &mut [u8], head: Head, link: &Link) {
     if let Some(at) = head.blank_upgrade {
+        link.wire.blanked.store(true, Relaxed);
         bytes[at..at + BLANK.len()].copy_from_slice(BLANK.as_bytes());
     }
 }
@@ -401,12 +431,11 @@ impl AsyncRead for Gate {
                     this.link.wire.idle.store(false, Relaxed);
                     return Poll::Ready(Ok(()));
                 }
-                Mode::Called => match this.link.wire.take_framing() {
-                    Some(Framing::Length(0)) => this.mode = Mode::Head,
-                    Some(Framing::Length(n)) => this.mode = Mode::Length(n),
-                    Some(Framing::Chunked) => this.mode = Mode::Chunked(Chunks::default()),
-                    None => return this.hold(cx),
-                },
+                Mode::Called => {
+                    if !this.understood() {
+                        return this.hold(cx);
+                    }
+                }
                 Mode::Length(left) => return this.pass_length(cx, buf, left),
                 Mode::Chunked(chunks) => return this.pass_chunks(cx, buf, chunks),
                 Mode::Broken => return Poll::Ready(Err(broken_chunk())),
@@ -448,6 +477,7 @@ impl AsyncWrite for Gate {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        this.watch(cx)?;
         ready!(this.poll_interim(cx))?;
         let flushed = Pin::new(&mut this.io).poll_flush(cx);
         let wire = &this.link.wire;

@@ -13,6 +13,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use onehop_filters::contract::clock::recent;
 use onehop_filters::contract::{Fault, Moment, Reason, now};
 
 use super::conn::{Exchange, Framing, Setup, Watch, Wire, after, answer, last_word, linger};
@@ -188,7 +189,7 @@ fn judge(wire: &Wire, settings: &Settings, idle_since: &mut Option<Moment>) -> (
     let unflushed = wire.unflushed.load(Relaxed);
     let in_flight = wire.in_flight.load(Relaxed) > 0;
     if wire.idle.load(Relaxed) && !in_flight && !unflushed {
-        let now = now();
+        let now = recent();
         let since = *idle_since.get_or_insert(now);
         let due = since + settings.park_after;
         return ((due <= now).then_some(Turn::Idle(since)), due);
@@ -215,14 +216,17 @@ fn begin(link: &std::sync::Arc<Link>, request: &mut Request<Incoming>) -> Exchan
         body if body.is_end_stream() => Framing::Length(0),
         body => body.size_hint().exact().map_or(Framing::Chunked, Framing::Length),
     };
-    request.headers_mut().remove(HeaderName::from_static(gate::BLANK));
+    if link.wire.blanked.swap(false, Relaxed) {
+        request.headers_mut().remove(HeaderName::from_static(gate::BLANK));
+    }
     Wire::begin(link, framing, request.version() == Version::HTTP_11)
 }
 
 fn builder(settings: &Settings) -> http1::Builder {
     let limits = &settings.limits;
     let mut builder = http1::Builder::new();
-    // The gate has every clock; half-closed clients are its business, too.
+    // The gate has every clock; half-closed clients are its business, too (`Gate::watch`).
+    builder.half_close(true);
     builder.max_header_size(limits.head.max(1)).max_buf_size(limits.head.max(BUFFER)).header_read_timeout(None);
     if limits.fields > FIELDS {
         builder.max_headers(limits.fields);

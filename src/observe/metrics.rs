@@ -58,8 +58,13 @@ impl RouteMetrics {
     /// Counts the bodies of a request that ended.
     pub fn bodies(&self, bytes_in: u64, bytes_out: u64) {
         let series = self.series();
-        series.bytes_in.add(bytes_in);
-        series.bytes_out.add(bytes_out);
+        // Most requests have no body; nothing is added for it.
+        if bytes_in > 0 {
+            series.bytes_in.add(bytes_in);
+        }
+        if bytes_out > 0 {
+            series.bytes_out.add(bytes_out);
+        }
     }
 
     fn series(&self) -> &RouteSeries {

@@ -4,7 +4,7 @@
 //! `authorization`, `cookie` or a key; secrets in the query are masked.
 
 use std::io::Write as _;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use http::Version;
@@ -85,6 +85,13 @@ pub struct Phases {
     pub body: Duration,
 }
 
+/// A member's name as it stands in a line that has a member already.
+macro_rules! member {
+    ($name:literal) => {
+        concat!(",\"", $name, "\":")
+    };
+}
+
 impl Record<'_> {
     /// Whether the line is written whatever the sample says.
     #[must_use]
@@ -98,67 +105,70 @@ impl Record<'_> {
         out.extend_from_slice(stamp);
         out.push(b'"');
         let mut line = Line { out };
-        line.bytes("request_id", self.request_id);
-        line.bytes("method", self.method.as_bytes());
-        line.bytes("host", self.host.as_bytes());
+        line.bytes(member!("request_id"), self.request_id);
+        line.bytes(member!("method"), self.method.as_bytes());
+        line.bytes(member!("host"), self.host.as_bytes());
         if !self.path.is_empty() {
-            line.key("path");
+            line.key(member!("path"));
             line.out.push(b'"');
             self.target(line.out, json::escape);
             line.out.push(b'"');
         }
-        line.word("protocol", self.protocol.map_or("", protocol));
-        line.number("status", u64::from(self.status));
-        line.word("reason", self.reason.map_or("", Reason::code));
-        line.bytes("filter", self.filter.as_bytes());
-        line.bytes("route", self.route.as_bytes());
-        line.bytes("listener", self.listener.as_bytes());
+        line.word(member!("protocol"), self.protocol.map_or("", protocol));
+        line.number(member!("status"), u64::from(self.status));
+        line.word(member!("reason"), self.reason.map_or("", Reason::code));
+        line.bytes(member!("filter"), self.filter.as_bytes());
+        line.bytes(member!("route"), self.route.as_bytes());
+        line.bytes(member!("listener"), self.listener.as_bytes());
         if let Some(ip) = self.client_ip {
-            line.shown("client_ip", ip);
+            line.key(member!("client_ip"));
+            line.out.push(b'"');
+            address(line.out, ip);
+            line.out.push(b'"');
         }
-        line.bytes("user", self.user.as_bytes());
-        line.bytes("consumer", self.consumer.as_bytes());
-        line.bytes("workload", self.workload.as_bytes());
-        line.bytes("service", self.service.as_bytes());
+        line.bytes(member!("user"), self.user.as_bytes());
+        line.bytes(member!("consumer"), self.consumer.as_bytes());
+        line.bytes(member!("workload"), self.workload.as_bytes());
+        line.bytes(member!("service"), self.service.as_bytes());
         match self.endpoint {
-            Some(Address::Tcp(address)) => line.shown("endpoint", address),
-            Some(Address::Unix(path)) => line.bytes("endpoint", path.as_os_str().as_encoded_bytes()),
+            Some(Address::Tcp(at)) => {
+                line.key(member!("endpoint"));
+                line.out.push(b'"');
+                socket(line.out, *at);
+                line.out.push(b'"');
+            }
+            Some(Address::Unix(path)) => line.bytes(member!("endpoint"), path.as_os_str().as_encoded_bytes()),
             None => {}
         }
-        line.number("attempts", u64::from(self.attempts));
+        line.number(member!("attempts"), u64::from(self.attempts));
         if !self.retries.is_empty() {
-            line.key("retries");
+            line.key(member!("retries"));
             for (n, word) in self.retries.iter().enumerate() {
                 line.out.push(if n == 0 { b'[' } else { b',' });
                 json::string(line.out, word.as_bytes());
             }
             line.out.push(b']');
         }
-        line.number("bytes_in", self.bytes_in);
-        line.number("bytes_out", self.bytes_out);
-        line.number("duration_us", micros(self.duration));
-        line.key("phases");
-        line.out.push(b'{');
-        for (n, (name, took)) in self.phases.named().into_iter().enumerate() {
-            if n > 0 {
-                line.out.push(b',');
-            }
-            line.out.push(b'"');
-            line.out.extend_from_slice(name.as_bytes());
-            line.out.extend_from_slice(br#"":"#);
-            digits(line.out, micros(took));
-        }
+        line.number(member!("bytes_in"), self.bytes_in);
+        line.number(member!("bytes_out"), self.bytes_out);
+        line.number(member!("duration_us"), micros(self.duration));
+        line.key(member!("phases"));
+        line.key("{\"chain_us\":");
+        digits(line.out, micros(self.phases.chain));
+        line.number(member!("connect_us"), micros(self.phases.connect));
+        line.number(member!("upstream_us"), micros(self.phases.upstream));
+        line.number(member!("body_us"), micros(self.phases.body));
         line.out.push(b'}');
-        line.number("generation", self.generation);
+        line.number(member!("generation"), self.generation);
         if self.trace_id != 0 {
-            line.key("trace_id");
+            line.key(member!("trace_id"));
             line.out.push(b'"');
             trace_id(line.out, self.trace_id);
             line.out.push(b'"');
         }
-        line.bytes("user_agent", self.user_agent);
+        line.bytes(member!("user_agent"), self.user_agent);
         if self.aborted {
-            line.key("aborted");
+            line.key(member!("aborted"));
             line.out.extend_from_slice(b"true");
         }
         out.extend_from_slice(b"}\n");
@@ -240,34 +250,27 @@ struct Line<'a> {
 }
 
 impl Line<'_> {
-    /// `name` needs no escape.
-    fn key(&mut self, name: &'static str) {
-        self.out.extend_from_slice(b",\"");
-        self.out.extend_from_slice(name.as_bytes());
-        self.out.extend_from_slice(b"\":");
+    /// `member` is written as it is, see [`member`].
+    fn key(&mut self, member: &'static str) {
+        self.out.extend_from_slice(member.as_bytes());
     }
-    fn bytes(&mut self, name: &'static str, value: &[u8]) {
+    fn bytes(&mut self, member: &'static str, value: &[u8]) {
         if !value.is_empty() {
-            self.key(name);
+            self.key(member);
             json::string(self.out, value);
         }
     }
     /// `value` needs no escape.
-    fn word(&mut self, name: &'static str, value: &'static str) {
+    fn word(&mut self, member: &'static str, value: &'static str) {
         if !value.is_empty() {
-            self.key(name);
+            self.key(member);
             self.out.push(b'"');
             self.out.extend_from_slice(value.as_bytes());
             self.out.push(b'"');
         }
     }
-    fn shown(&mut self, name: &'static str, value: impl std::fmt::Display) {
-        self.key(name);
-        // Writing to a Vec cannot fail.
-        let _ = write!(self.out, "\"{value}\"");
-    }
-    fn number(&mut self, name: &'static str, value: u64) {
-        self.key(name);
+    fn number(&mut self, member: &'static str, value: u64) {
+        self.key(member);
         digits(self.out, value);
     }
 }
@@ -307,6 +310,35 @@ fn bare(out: &mut Vec<u8>, bytes: &[u8]) {
             out.extend_from_slice(b"%20");
         }
         json::escape(out, word);
+    }
+}
+
+/// An address as `Display` has it; of version 4, which is nearly every one, without its machinery.
+fn address(out: &mut Vec<u8>, ip: IpAddr) {
+    match ip {
+        IpAddr::V4(ip) => {
+            for (n, octet) in ip.octets().into_iter().enumerate() {
+                if n > 0 {
+                    out.push(b'.');
+                }
+                digits(out, u64::from(octet));
+            }
+        }
+        IpAddr::V6(ip) => {
+            // Writing to a Vec cannot fail.
+            let _ = write!(out, "{ip}");
+        }
+    }
+}
+
+/// Address and port, see [`address`].
+fn socket(out: &mut Vec<u8>, at: SocketAddr) {
+    if at.is_ipv4() {
+        address(out, at.ip());
+        out.push(b':');
+        digits(out, u64::from(at.port()));
+    } else {
+        let _ = write!(out, "{at}");
     }
 }
 

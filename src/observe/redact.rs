@@ -91,7 +91,7 @@ pub fn sensitive(name: &[u8]) -> bool {
     }
     let name = &folded[..len];
     EXACT.iter().any(|word| name == word.as_bytes())
-        || WITHIN.iter().any(|word| memchr::memmem::find(name, word.as_bytes()).is_some())
+        || WITHIN.iter().any(|word| word.len() <= len && memchr::memmem::find(name, word.as_bytes()).is_some())
 }
 
 const fn hex(b: u8) -> Option<u8> {

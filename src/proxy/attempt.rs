@@ -135,13 +135,12 @@ pub struct Got {
 ///
 /// # Errors
 /// The fault of the last try, or of the gate or balancer that allowed none.
-pub async fn forward(ex: &mut Exchange, wants: &Wants<'_>, position: usize) -> Result<Got, Fault> {
+pub async fn forward(ex: &mut Exchange, view: &Arc<View>, wants: &Wants<'_>, position: usize) -> Result<Got, Fault> {
     let has_body = !ex.cx.body.is_end_stream();
-    let fault = match tries(ex, wants, position).await {
+    let fault = match tries(ex, view, wants, position).await {
         Ok(reply) => return Ok(reply),
         Err(fault) => fault,
     };
-    let view = ex.view.clone();
     match &view.targets[position].fallback {
         // A body that was sent and not kept is gone, and nobody gets a request without its body.
         Some(Fallback::Target(_)) if has_body && ex.cx.body.is_end_stream() => Err(fault),
@@ -160,15 +159,14 @@ pub async fn forward(ex: &mut Exchange, wants: &Wants<'_>, position: usize) -> R
                     made: true,
                 }),
                 // One step only: a fallback's own fallback is not followed, so there can be no loop.
-                Fallback::Target(other) => tries(ex, wants, *other).await,
+                Fallback::Target(other) => tries(ex, view, wants, *other).await,
             }
         }
         _ => Err(fault),
     }
 }
 
-async fn tries(ex: &mut Exchange, wants: &Wants<'_>, position: usize) -> Result<Got, Fault> {
-    let view = ex.view.clone();
+async fn tries(ex: &mut Exchange, view: &Arc<View>, wants: &Wants<'_>, position: usize) -> Result<Got, Fault> {
     let target = &view.targets[position];
     let service = &target.service;
     ex.tally.target = Some(position);
@@ -178,7 +176,8 @@ async fn tries(ex: &mut Exchange, wants: &Wants<'_>, position: usize) -> Result<
     let idempotent = idempotent(&ex.cx.method);
     let has_body = !ex.cx.body.is_end_stream();
     let replay = keep_body(&mut ex.cx.body, retry.attempts(), retry.body_limit());
-    let started = now();
+    // The chain ended just now.
+    let started = clock::recent();
     retry.begin(started);
     let mut begun = started;
     let mut tried: SmallVec<[u64; 4]> = SmallVec::new();
@@ -205,7 +204,7 @@ async fn tries(ex: &mut Exchange, wants: &Wants<'_>, position: usize) -> Result<
                 Intercepted::Failed(fault) => return Err(fault),
             }
         }
-        let (mut place, admitted) = Admission::enter(&view, position, priority, begun, ex.cx.deadline).await?;
+        let (mut place, admitted) = Admission::enter(view, position, priority, begun, ex.cx.deadline).await?;
         begun = admitted;
         let endpoint = pick(&mut place, service, begun, hash, &tried)?;
         ex.tally.attempts += 1;
@@ -387,7 +386,7 @@ fn tell(cx: &RequestCx, fields: &mut Told, grpc: bool, attempt: u32, until: Mome
         fields.own.push((trace::TRACEPARENT, trace::format_parent(&cx.trace, span)));
     }
     if cx.deadline != Moment::MAX {
-        fields.own.push(deadline::field(grpc, until.since(now())));
+        fields.own.push(deadline::field(grpc, until.since(clock::recent())));
     }
     if attempt > 1 {
         fields.own.push((super::ATTEMPT.clone(), HeaderValue::from(attempt)));

@@ -38,7 +38,8 @@ impl Services for View {
             let mut ex = exchange(self, service, call)?;
             let grpc = ex.cx.headers.get(http::header::CONTENT_TYPE).is_some_and(fault::is_grpc);
             let wants = Wants { te_trailers: grpc, expect_continue: false, upgrade: None, grpc, informational: None };
-            let got = attempt::forward(&mut ex, &wants, service.0).await;
+            let view = ex.view.clone();
+            let got = attempt::forward(&mut ex, &view, &wants, service.0).await;
             ledger::called(&ex);
             let got = got.map_err(Box::new)?;
             let mut response = Response::new(Body::Empty);

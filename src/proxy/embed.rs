@@ -59,6 +59,11 @@ impl tower::Service<Request<Body>> for Embedded {
         let (cell, caller) = (self.cell.clone(), self.caller.clone());
         let (parts, body) = rq.into_parts();
         let arrived = Arrived { parts, body: Arriving::Made(body), link: None, on_upgrade: None };
-        Box::pin(async move { Ok(request::serve(&cell, &caller, arrived).await) })
+        Box::pin(async move {
+            Ok(match request::open(&cell, &caller, arrived) {
+                Ok(mut rq) => request::serve(&mut rq, &caller).await,
+                Err(refused) => refused,
+            })
+        })
     }
 }

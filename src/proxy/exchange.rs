@@ -56,7 +56,7 @@ impl Unanswered {
 
     /// There is an answer: its body ends the exchange.
     #[must_use]
-    pub fn answered(mut self) -> Box<Exchange> {
+    pub fn answered(&mut self) -> Box<Exchange> {
         self.0.take().expect(Self::HELD)
     }
 

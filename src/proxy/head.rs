@@ -9,7 +9,7 @@ use std::net::Ipv6Addr;
 use bytes::Bytes;
 use http::header::{ALLOW, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, TE, TRANSFER_ENCODING, UPGRADE};
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{Extensions, HeaderMap, HeaderValue, Method, Version, request};
+use http::{HeaderMap, HeaderValue, Method, Version, request};
 use onehop_filters::contract::{Conn, Fault, Reason};
 
 use super::headers::hop::{Seen, strip_seen, tokens};
@@ -39,51 +39,51 @@ pub struct Admitted {
     pub upgrade: Option<HeaderValue>,
     /// The one length, if the head gave it.
     pub content_length: Option<u64>,
-    /// What the server put beside the head, such as the upgrade's handle.
-    pub extensions: Extensions,
+    /// What the pass over the fields found.
+    pub seen: Seen,
 }
 
-/// Judges a request head.
+/// Judges a request head, and takes it if it passes: method and fields move out of `parts`.
 ///
 /// # Errors
 /// A fault of the client's side; its detail says what is wrong.
-pub fn admit(parts: request::Parts, conn: &Conn, limits: &Limits, paths: Paths) -> Result<Admitted, Fault> {
-    let request::Parts { method, uri, version, mut headers, extensions, .. } = parts;
+pub fn admit(parts: &mut request::Parts, conn: &Conn, limits: &Limits, paths: Paths) -> Result<Admitted, Fault> {
+    let request::Parts { method, uri, version, headers, extensions, .. } = parts;
+    let version = *version;
     let protocol = extensions.get::<h2::ext::Protocol>();
-    check_method(&method, protocol.is_some())?;
+    check_method(method, protocol.is_some())?;
 
     let h2 = version == Version::HTTP_2;
-    let seen = survey(&headers, h2, paths)?;
+    let seen = survey(headers, h2, paths)?;
     if h2 && seen.has(Seen::COOKIE) {
-        join_cookies(&mut headers);
+        join_cookies(headers);
     }
     if headers.len() > limits.fields {
         return Err(fault(Reason::HeadTooLarge, "the head has too many fields"));
     }
 
-    let uri = uri.into_parts();
-    if uri.scheme.as_ref().is_some_and(|s| *s != Scheme::HTTP && *s != Scheme::HTTPS) {
+    if uri.scheme().is_some_and(|s| *s != Scheme::HTTP && *s != Scheme::HTTPS) {
         return Err(fault(Reason::BadRequest, "the scheme is neither http nor https"));
     }
     // A lone word as target parses as an authority: only plain CONNECT may send that.
-    if !h2 && uri.authority.is_some() && uri.scheme.is_none() {
+    if !h2 && uri.authority().is_some() && uri.scheme().is_none() {
         return Err(fault(Reason::BadPath, "the target is neither a path nor a URI"));
     }
-    let target = target(uri.path_and_query, &method, limits.uri, paths)?;
-    let authority = authority(uri.authority, &headers, version)?;
-    let content_length = framing(&headers, seen, version)?;
-    let expect_continue = expectation(&headers, seen, version)?;
+    let target = target(uri.path_and_query().cloned(), method, limits.uri, paths)?;
+    let authority = authority(uri.authority().cloned(), headers, version)?;
+    let content_length = framing(headers, seen, version)?;
+    let expect_continue = expectation(headers, seen, version)?;
     let te_trailers =
         seen.has(Seen::TE) && tokens(headers.get_all(TE)).any(|token| token.eq_ignore_ascii_case(b"trailers"));
     let upgrade = match protocol {
         Some(protocol) => lower_case(protocol.as_str().as_bytes()),
         None if seen.has(Seen::UPGRADE) && seen.has(Seen::CONNECTION) && version == Version::HTTP_11 => {
-            asked_upgrade(&headers)
+            asked_upgrade(headers)
         }
         None => None,
     };
 
-    strip_seen(&mut headers, seen);
+    strip_seen(headers, seen);
     for (flag, name) in [(Seen::HOST, HOST), (Seen::CONTENT_LENGTH, CONTENT_LENGTH), (Seen::EXPECT, EXPECT)] {
         if seen.has(flag) {
             headers.remove(name);
@@ -91,17 +91,17 @@ pub fn admit(parts: request::Parts, conn: &Conn, limits: &Limits, paths: Paths) 
     }
     let https = conn.tls.is_some();
     Ok(Admitted {
-        method,
+        method: std::mem::take(method),
         version,
         https,
         authority,
         target,
-        headers,
+        headers: std::mem::take(headers),
         te_trailers,
         expect_continue,
         upgrade,
         content_length,
-        extensions,
+        seen,
     })
 }
 

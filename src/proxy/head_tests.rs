@@ -48,7 +48,7 @@ fn parse(lines: &[&str]) -> request::Parts {
 }
 
 fn run(lines: &[&str]) -> Result<Admitted, Reason> {
-    admit(parse(lines), &conn(), &limits(), STRICT).map_err(|f| f.reason)
+    admit(&mut parse(lines), &conn(), &limits(), STRICT).map_err(|f| f.reason)
 }
 
 #[test]
@@ -139,7 +139,7 @@ fn hostile_heads_are_refused() {
 
 #[test]
 fn refused_methods_say_what_is_allowed() {
-    let fault = admit(parse(&["TRACE / 1.1", "host: a"]), &conn(), &limits(), STRICT).unwrap_err();
+    let fault = admit(&mut parse(&["TRACE / 1.1", "host: a"]), &conn(), &limits(), STRICT).unwrap_err();
     assert!(fault.headers.unwrap().contains_key(ALLOW));
 }
 
@@ -247,7 +247,7 @@ fn wishes_become_flags() {
 fn extended_connect_is_an_upgrade() {
     let mut parts = parse(&["CONNECT https://a/chat 2"]);
     parts.extensions.insert(h2::ext::Protocol::from_static("WebSocket"));
-    let got = admit(parts, &conn(), &limits(), STRICT).unwrap();
+    let got = admit(&mut parts, &conn(), &limits(), STRICT).unwrap();
     assert_eq!((got.method, got.upgrade), (Method::CONNECT, Some(HeaderValue::from_static("websocket"))));
     assert_eq!(got.target, "/chat");
 }
@@ -255,7 +255,7 @@ fn extended_connect_is_an_upgrade() {
 #[test]
 fn a_mesh_may_keep_odd_names() {
     let keep = Paths { reject_escaped_slashes: false, reject_underscores: false };
-    let got = admit(parse(&["GET /a%2fb 1.1", "host: a", "x_user: 1"]), &conn(), &limits(), keep).unwrap();
+    let got = admit(&mut parse(&["GET /a%2fb 1.1", "host: a", "x_user: 1"]), &conn(), &limits(), keep).unwrap();
     assert_eq!((got.target.as_str(), got.headers.len()), ("/a%2Fb", 1));
 }
 
@@ -267,7 +267,7 @@ proptest! {
         parts.uri = uri;
         parts.headers.insert(HOST, HeaderValue::from_str(&host).unwrap());
         parts.headers.insert(CONTENT_LENGTH, HeaderValue::from_str(&cl).unwrap());
-        if let Ok(got) = admit(parts, &conn(), &limits(), STRICT) {
+        if let Ok(got) = admit(&mut parts, &conn(), &limits(), STRICT) {
             let authority = got.authority.as_str();
             prop_assert!(!authority.contains(['@', ',', '%']) && *authority == authority.to_ascii_lowercase());
             prop_assert!(!got.authority.host().is_empty() && !got.authority.host().ends_with('.'));

@@ -47,22 +47,23 @@ pub fn close(mut ex: Box<Exchange>, end: End) {
         (Some((reason, by)), _) => (Some(reason), by),
         (None, End::Complete) => (None, ""),
     };
-    let view = ex.view.clone();
+    let ex = &*ex;
+    let view = &*ex.view;
     let route = ex.route.map_or(&view.unrouted, |i| &view.routes[i as usize]);
     let total = ended.since(ex.cx.started);
-    let waited = ex.tally.upstream + body_time(&ex, ended);
+    let waited = ex.tally.upstream + body_time(ex, ended);
     route.metrics.record(ex.tally.status, total, waited);
-    route.metrics.bodies(bytes_in(&ex), ex.tally.bytes_out);
+    route.metrics.bodies(bytes_in(ex), ex.tally.bytes_out);
     if let Some(reason) = reason {
         view.engine.reject(reason);
     }
     if let Some(log) = &view.access_log {
-        log.write(&record(&ex, &view, ended, reason, by, end == End::Aborted));
+        log.write(&record(ex, view, ended, reason, by, end == End::Aborted));
     }
     if ex.cx.trace.sampled
         && let Some(tracer) = &view.tracer
     {
-        tracer.server_span(&span(&ex, ended, reason, &tries(&ex, &view)));
+        tracer.server_span(&span(ex, ended, reason, &tries(ex, view)));
     }
 }
 

@@ -20,7 +20,8 @@ use smallvec::SmallVec;
 use super::attempt::{self, Got};
 use super::exchange::{Exchange, Outgoing, Tally, Told, Unanswered};
 use super::head::{Admitted, admit};
-use super::headers::forwarded::Stamp;
+use super::headers::forwarded::{Fields, Stamp};
+use super::headers::hop::Seen;
 use super::headers::{legal, request_id, trace, via};
 use super::{claims, deadline, ledger, passthrough, upgrade};
 use crate::config::plan::Capture;
@@ -87,19 +88,27 @@ pub enum Arriving {
     Made(Body),
 }
 
-/// Serves one request.
-pub async fn serve(cell: &Cell, caller: &Caller, arrived: Arrived) -> Response<Outgoing> {
+/// Takes a request in: everything up to its chain. Not part of the future that serves it, which would carry the head's
+/// parts along to the end.
+///
+/// # Errors
+/// The head never became a request; this is its answer.
+#[expect(clippy::result_large_err, reason = "the refusal is moved once, and rare")]
+pub fn open(cell: &Cell, caller: &Caller, arrived: Arrived) -> Result<Request, Response<Outgoing>> {
     let view = cell.view_for(&caller.conn.listener);
     let started = now();
-    let Arrived { parts, body, link, on_upgrade } = arrived;
-    let raw = ledger::RawHead::of(&parts);
+    let Arrived { mut parts, body, link, on_upgrade } = arrived;
     let Some(listener) = view.listener(&caller.conn.listener) else {
         // The listener left long ago, and this connection has outlived its farewell.
-        return ledger::refuse(&view, &caller.conn, &raw, started, &Fault::new(Reason::Draining).by("listener"));
+        let raw = ledger::RawHead::of(&parts);
+        let fault = Fault::new(Reason::Draining).by("listener");
+        return Err(ledger::refuse(&view, &caller.conn, &raw, started, &fault));
     };
-    let admitted = match admit(parts, &caller.conn, &listener.plan.limits, listener.plan.paths) {
+    let admitted = match admit(&mut parts, &caller.conn, &listener.plan.limits, listener.plan.paths) {
         Ok(admitted) => admitted,
-        Err(fault) => return ledger::refuse(&view, &caller.conn, &raw, started, &fault),
+        Err(fault) => {
+            return Err(ledger::refuse(&view, &caller.conn, &ledger::RawHead::of(&parts), started, &fault));
+        }
     };
     let length = admitted.content_length;
     let mut rq = begin(&view, listener, caller, admitted, started);
@@ -107,18 +116,19 @@ pub async fn serve(cell: &Cell, caller: &Caller, arrived: Arrived) -> Response<O
     view.engine.inflight.add(1);
     if view.overload.as_ref().is_some_and(|o| o.sheds(&view.engine.inflight, None)) {
         rq.doomed = Some(Fault::new(Reason::Shed).by("overload"));
-    } else if !rq.undecided.is_empty() && rq.doomed.is_none() {
-        // Boxed: the rare way must not make every request's future larger.
-        Box::pin(rq.decide(listener)).await;
     }
     rq.link = link;
     rq.on_upgrade = on_upgrade;
-    take_body(&mut rq, listener, body, length);
-    run(rq, caller).await
+    if rq.undecided.is_empty() || rq.doomed.is_some() {
+        take_body(&mut rq, listener, body, length);
+    } else {
+        rq.waits = Some(Box::new((body, length)));
+    }
+    Ok(rq)
 }
 
 /// A request with its exchange.
-struct Request {
+pub struct Request {
     ex: Unanswered,
     te_trailers: bool,
     expect_continue: bool,
@@ -128,6 +138,8 @@ struct Request {
     on_upgrade: Option<Switch>,
     /// Found out before the chain: refuses without running it.
     doomed: Option<Fault>,
+    /// The body and its length, while claims have yet to decide the route and with it the body's limits.
+    waits: Option<Box<(Arriving, Option<u64>)>>,
     /// Routes that claims nobody knows yet decide about, and how much of the path each covers.
     undecided: Vec<(u32, usize)>,
     /// What the caller's deadline leaves, and whether every route takes it over.
@@ -158,22 +170,24 @@ impl Request {
 
 /// Settles everything about the request that does not depend on its route, then its route.
 fn begin(view: &Arc<View>, listener: &Listener, caller: &Caller, admitted: Admitted, started: Moment) -> Request {
-    let Admitted { method, version, authority, target, mut headers, te_trailers, expect_continue, upgrade, .. } =
-        admitted;
+    let Admitted {
+        method, version, authority, target, mut headers, te_trailers, expect_continue, upgrade, seen, ..
+    } = admitted;
     let plan = &listener.plan;
     let conn = &caller.conn;
     let believed = caller.stamp.believed();
     let near = believed || conn.mesh;
-    let grpc = headers.get(header::CONTENT_TYPE).is_some_and(fault::is_grpc);
+    let grpc = seen.has(Seen::CONTENT_TYPE) && headers.get(header::CONTENT_TYPE).is_some_and(fault::is_grpc);
     let debug = believed && headers.remove(&view.telemetry.debug_header).is_some();
     // Before what only trusted peers may send is taken away: in the mesh, whoever calls passes its deadline on.
     // A stranger's counts only on a route that says so; which one it is comes out below.
     let left = if near || grpc || listener.inherits { deadline::take(&mut headers, grpc) } else { None };
-    let (client, mut own) = caller.stamp.apply(&mut headers, &authority);
+    let mut own = Fields::new();
+    let client = caller.stamp.apply(&mut headers, &authority, &mut own);
     let request_id = request_id::settle(&headers, near, request_id::draw);
     own.push((super::REQUEST_ID.clone(), request_id.clone()));
     let fields = Told { common: own.len(), own };
-    let mut trace = trace_of(view, &headers, near);
+    let mut trace = trace_of(view, &headers, seen, near);
     if trace.sampled && view.leaves_out(Optional::Tracing) {
         trace.sampled = false;
     }
@@ -257,6 +271,7 @@ fn begin(view: &Arc<View>, listener: &Listener, caller: &Caller, admitted: Admit
         link: None,
         on_upgrade: None,
         doomed,
+        waits: None,
         undecided,
         left: kept,
     }
@@ -284,9 +299,9 @@ fn inherited(view: &View, listener: &Listener, route: &Route, trace: Trace) -> M
 }
 
 /// Continues the caller's trace, or begins one if there is anywhere to report it, or calls to tie to it.
-fn trace_of(view: &View, headers: &HeaderMap, near: bool) -> Trace {
+fn trace_of(view: &View, headers: &HeaderMap, seen: Seen, near: bool) -> Trace {
     let tracing = view.telemetry.tracing.as_ref();
-    if tracing.is_none() && view.incoming.is_none() && !trace::carried(headers) {
+    if tracing.is_none() && view.incoming.is_none() && !seen.has(Seen::TRACE) {
         return Trace::default();
     }
     let restart = tracing.is_some_and(|t| t.restart) && !near;
@@ -334,8 +349,19 @@ fn due(route: &Route, started: Moment, left: Option<Duration>) -> Moment {
     started + limit
 }
 
-async fn run(mut rq: Request, caller: &Caller) -> Response<Outgoing> {
+/// Serves a request: once, as its exchange goes to the answer's body. Borrowed, because a future holds what it is given
+/// by value twice.
+pub async fn serve(rq: &mut Request, caller: &Caller) -> Response<Outgoing> {
+    // Held here, so that it can be borrowed beside the exchange, all the way down to the tries.
     let view = rq.ex.view.clone();
+    if let Some(waits) = rq.waits.take()
+        && let Some(listener) = view.listener(&caller.conn.listener)
+    {
+        // Boxed: the rare way must not make every request's future larger.
+        Box::pin(rq.decide(listener)).await;
+        let (body, length) = *waits;
+        take_body(rq, listener, body, length);
+    }
     let route = rq.ex.route.map_or(&view.unrouted, |i| &view.routes[i as usize]);
     let overload = view.overload.as_ref().map(|overload| (overload, &view.engine.inflight));
     let mut ran = 0;
@@ -344,7 +370,7 @@ async fn run(mut rq: Request, caller: &Caller) -> Response<Outgoing> {
         None => match chain(&mut rq.ex.cx, route, overload, &mut ran).await {
             Ok(None) => {
                 rq.ex.tally.chain_done = now();
-                act(&mut rq, route).await.map_err(Box::new)
+                act(rq, &view, route).await.map_err(Box::new)
             }
             Ok(Some(reply)) => Ok(Answer::made(*reply)),
             Err(fault) => Err(fault),
@@ -448,15 +474,15 @@ impl Answer {
     }
 }
 
-async fn act(rq: &mut Request, route: &Route) -> Result<Answer, Fault> {
+async fn act(rq: &mut Request, view: &Arc<View>, route: &Route) -> Result<Answer, Fault> {
     match &route.action {
         Action::Forward(split) => {
             let target = split
                 .choose_for(&mut rq.ex.cx, super::seed())
                 .ok_or_else(|| Fault::new(Reason::NoWeight).by("routes"))?;
-            call(rq, Callee::Service(target)).await
+            call(rq, view, Callee::Service(target)).await
         }
-        Action::Pass(way) => call(rq, Callee::Host(way)).await,
+        Action::Pass(way) => call(rq, view, Callee::Host(way)).await,
         Action::Redirect(redirect) => {
             let cx = &rq.ex.cx;
             let asked =
@@ -496,7 +522,7 @@ enum Callee<'a> {
     Host(&'a Passthrough),
 }
 
-async fn call(rq: &mut Request, callee: Callee<'_>) -> Result<Answer, Fault> {
+async fn call(rq: &mut Request, view: &Arc<View>, callee: Callee<'_>) -> Result<Answer, Fault> {
     let Request { ex, upgrade: wanted, link, on_upgrade, .. } = rq;
     if let Some(protocol) = wanted
         && !ex.cx.route.upgrades.iter().any(|u| u.as_bytes() == protocol.as_bytes())
@@ -520,7 +546,7 @@ async fn call(rq: &mut Request, callee: Callee<'_>) -> Result<Answer, Fault> {
         informational: relay.as_ref().map(|f| f as &(dyn Fn(StatusCode, HeaderMap) + Send + Sync)),
     };
     let got = match callee {
-        Callee::Service(target) => attempt::forward(ex, &wants, target).await?,
+        Callee::Service(target) => attempt::forward(ex, view, &wants, target).await?,
         // Boxed: the rare way must not make every request's future larger.
         Callee::Host(way) => Box::pin(passthrough::forward(ex, &wants, way)).await?,
     };
@@ -550,13 +576,13 @@ fn render(ex: &mut Exchange, fault: &Fault) -> ResponseCx {
 
 /// Makes the head legal for the client's version, ties the exchange to the body, and starts a tunnel if one was agreed.
 fn finish(
-    rq: Request,
+    rq: &mut Request,
     caller: &Caller,
     route: &Route,
     rs: ResponseCx,
     tunnel: Option<upgrade::Tunnel>,
 ) -> Response<Outgoing> {
-    let Request { ex, te_trailers, grpc, upgrade: wanted, .. } = rq;
+    let Request { ref mut ex, te_trailers, grpc, upgrade: ref wanted, .. } = *rq;
     let mut ex = ex.answered();
     let ResponseCx { status, mut headers, body, origin } = rs;
     for (name, value) in ex.cx.reply_headers.drain(..) {
@@ -641,7 +667,7 @@ pub struct Hypothetical {
 }
 
 /// Runs the head, the route and the chain of a request without charging quotas or calling anybody.
-pub async fn hypothetical(view: &Arc<View>, listener: &Listener, caller: &Caller, parts: Parts) -> Hypothetical {
+pub async fn hypothetical(view: &Arc<View>, listener: &Listener, caller: &Caller, mut parts: Parts) -> Hypothetical {
     let mut found = Hypothetical {
         refused: None,
         candidates: Vec::new(),
@@ -650,7 +676,7 @@ pub async fn hypothetical(view: &Arc<View>, listener: &Listener, caller: &Caller
         trail: Trail::default(),
         target: String::new(),
     };
-    let admitted = match admit(parts, &caller.conn, &listener.plan.limits, listener.plan.paths) {
+    let admitted = match admit(&mut parts, &caller.conn, &listener.plan.limits, listener.plan.paths) {
         Ok(admitted) => admitted,
         Err(fault) => {
             found.refused = Some(fault);
@@ -689,4 +715,20 @@ pub async fn hypothetical(view: &Arc<View>, listener: &Listener, caller: &Caller
     let host = cx.upstream_host.as_ref().and_then(|host| host.to_str().ok()).unwrap_or(cx.authority.as_str());
     found.target = format!("http://{host}{}", cx.target);
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size<'a, F: Future>(_: fn(&'a mut Request, &'a Caller) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// Both are moved into their boxes once a request, byte by byte, whether the bytes mean anything yet or not.
+    #[test]
+    fn what_a_request_moves_stays_small() {
+        assert!(size(serve) <= 2048, "{}", size(serve));
+        assert!(size_of::<Exchange>() <= 2304, "{}", size_of::<Exchange>());
+    }
 }

@@ -69,8 +69,12 @@ impl Serve for Session {
         let on_upgrade = Switch::of(&mut rq);
         let (parts, body) = rq.into_parts();
         let arrived = Arrived { parts, body: Arriving::Wire(body), link: Some((link.clone(), stream)), on_upgrade };
+        let mut rq = match request::open(&self.cell, &self.caller, arrived) {
+            Ok(rq) => rq,
+            Err(refused) => return Box::pin(std::future::ready(refused)),
+        };
         let session = self.clone();
-        Box::pin(async move { request::serve(&session.cell, &session.caller, arrived).await })
+        Box::pin(async move { request::serve(&mut rq, &session.caller).await })
     }
 
     fn reject(self: &Arc<Self>, _link: &Link, fault: &Fault) -> Bytes {

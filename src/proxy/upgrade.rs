@@ -38,7 +38,7 @@ impl Handshake {
     pub fn begin(cx: &mut RequestCx, protocol: Option<&HeaderValue>) -> Self {
         let client_h2 = cx.version == Version::HTTP_2;
         let websocket = protocol.is_some_and(|p| p.as_bytes() == b"websocket");
-        let mut key = cx.headers.get(header::SEC_WEBSOCKET_KEY).filter(|_| websocket).cloned();
+        let mut key = if websocket { cx.headers.get(header::SEC_WEBSOCKET_KEY).cloned() } else { None };
         let mut ours = false;
         if websocket && client_h2 {
             // RFC 8441 section 5: the method is CONNECT there, GET here.

@@ -15,6 +15,7 @@ use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
+use onehop_filters::contract::clock::recent;
 use onehop_filters::contract::{Moment, now};
 use parking_lot::Mutex;
 use tokio::runtime::{Handle, Id};
@@ -105,7 +106,7 @@ impl Future for Deadline {
             match &mut self.state {
                 State::Over => return Poll::Ready(()),
                 State::Unarmed => {
-                    let now = now();
+                    let now = recent();
                     let left = self.at.since(now);
                     if left.is_zero() {
                         self.state = State::Over;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use onehop_filters::contract::worker;
+use onehop_filters::contract::{clock, worker};
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -148,7 +148,8 @@ struct Seat {
 
 impl Seat {
     fn start(name: String, enter: impl FnOnce() + Send + 'static) -> io::Result<Self> {
-        let runtime = Builder::new_current_thread().enable_all().thread_name(format!("{name}-io")).build()?;
+        let mut builder = Builder::new_current_thread();
+        let runtime = builder.enable_all().on_thread_unpark(clock::woke).thread_name(format!("{name}-io")).build()?;
         let handle = runtime.handle().clone();
         let (stop, stopped) = oneshot::channel();
         let thread = thread::Builder::new().name(name).spawn(move || {

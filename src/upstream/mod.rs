@@ -16,7 +16,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Method, StatusCode, Version};
@@ -128,7 +127,6 @@ pub type Informational<'a> = Option<&'a (dyn Fn(StatusCode, HeaderMap) + Send + 
 
 /// See the module.
 pub struct Upstream {
-    settings: ArcSwap<Settings>,
     shards: Box<[Arc<Shard>]>,
 }
 
@@ -136,8 +134,8 @@ impl Upstream {
     /// Without any connection.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
-        let shards = (0..worker::shards()).map(|_| Arc::new(Shard::new(settings.keep()))).collect();
-        Self { settings: ArcSwap::from_pointee(settings), shards }
+        let shards = (0..worker::shards()).map(|_| Arc::new(Shard::new(settings.clone()))).collect();
+        Self { shards }
     }
 
     /// Sends one try. The body is taken once a connection exists and only if it streams; it is put back if the try fails
@@ -159,22 +157,22 @@ impl Upstream {
         if !head.host.iter().all(|b| (0x21..0x7f).contains(b)) {
             return Err(Fault::never_ran(Reason::BadHost).by("upstream"));
         }
-        let settings = self.settings.load_full();
         let shard = &self.shards[worker::shard() % self.shards.len()];
+        let settings = shard.settings();
         let way = Way { settings: &settings, shard, endpoint };
         match way.version(head) {
-            Speaks::H1 => way.h1(None, head, body, informational).await,
+            Speaks::H1 => way.h1(&mut None, head, body, informational).await,
+            // Boxed, so that requests over HTTP/1 are not as large as the way over HTTP/2.
             Speaks::H2 => Box::pin(way.h2(Offer::H2, head, body, informational)).await,
-            Speaks::Alpn => way.h2(Offer::Both, head, body, informational).await,
+            Speaks::Alpn => Box::pin(way.h2(Offer::Both, head, body, informational)).await,
         }
     }
 
     /// Takes over new settings; connections live on. A change of TLS or protocol needs a new [`Upstream`].
     pub fn adjust(&self, settings: Settings) {
         for shard in &self.shards {
-            shard.adjust(settings.keep());
+            shard.adjust(settings.clone());
         }
-        self.settings.store(Arc::new(settings));
     }
 
     /// An endpoint was removed: its idle connections close, those in use after what they carry.
@@ -194,7 +192,8 @@ impl Upstream {
     /// Takes changed certificate and CA files into use for new handshakes; connections that stand stay. Files that cannot
     /// be used change nothing, and are told once. For the control thread, every few seconds.
     pub fn refresh_tls(&self, metrics: &Registry) {
-        let settings = self.settings.load();
+        // Every shard has the same: settings are changed in all of them, and their TLS is shared.
+        let Some(settings) = self.shards.first().map(|shard| shard.settings()) else { return };
         let Some(tls) = &settings.tls else { return };
         let service = &*settings.service;
         match tls.refresh() {
@@ -264,7 +263,7 @@ impl Way<'_> {
     /// On HTTP/1; `fresh` is a connection just opened for this request.
     async fn h1(
         &self,
-        mut fresh: Option<(Dialed, pool::Open, Duration)>,
+        fresh: &mut Option<(Dialed, pool::Open, Duration)>,
         head: &Head<'_>,
         body: &mut Body,
         informational: Informational<'_>,
@@ -322,7 +321,7 @@ impl Way<'_> {
             };
             let (session, connect) = match found {
                 Found::Session(session, connect) => (session, connect),
-                Found::H1(fresh) => return Box::pin(self.h1(fresh, head, body, informational)).await,
+                Found::H1(mut fresh) => return Box::pin(self.h1(&mut fresh, head, body, informational)).await,
             };
             match h2::send(&session, head, body, informational).await {
                 Ok(reply) => return Ok(Reply { reused: connect.is_zero(), connect, ..reply }),

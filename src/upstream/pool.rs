@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
-use onehop_filters::contract::{Moment, now};
+use onehop_filters::contract::Moment;
+use onehop_filters::contract::clock::recent;
 use parking_lot::Mutex;
 
+use super::Settings;
 use super::h1::Conn;
 use super::h2::Session;
 
@@ -24,6 +26,8 @@ pub(super) struct Shard {
 
 struct State {
     slots: HashMap<u64, Slot, foldhash::fast::RandomState>,
+    /// Each worker's own handle: no count that two cores write.
+    settings: Arc<Settings>,
     keep: Keep,
 }
 
@@ -71,12 +75,21 @@ pub struct Connections {
 }
 
 impl Shard {
-    pub fn new(keep: Keep) -> Self {
-        Self { state: Mutex::new(State { slots: HashMap::default(), keep }) }
+    pub fn new(settings: Settings) -> Self {
+        let keep = settings.keep();
+        Self { state: Mutex::new(State { slots: HashMap::default(), settings: Arc::new(settings), keep }) }
     }
 
-    pub fn adjust(&self, keep: Keep) {
-        self.state.lock().keep = keep;
+    pub fn adjust(&self, settings: Settings) {
+        let mut state = self.state.lock();
+        state.keep = settings.keep();
+        let old = std::mem::replace(&mut state.settings, Arc::new(settings));
+        drop(state);
+        drop(old);
+    }
+
+    pub fn settings(&self) -> Arc<Settings> {
+        self.state.lock().settings.clone()
     }
 
     /// The newest idle connection that can still carry a request.
@@ -86,7 +99,7 @@ impl Shard {
             let idle = state.keep.idle;
             let slot = state.slots.get_mut(&endpoint)?;
             let mut conn = slot.idle.pop_back()?;
-            if now().since(conn.idle_since) >= idle {
+            if recent().since(conn.idle_since) >= idle {
                 // The newest is too old, so all are. Sockets are closed outside the lock.
                 let old = std::mem::take(&mut slot.idle);
                 drop(state);
@@ -102,7 +115,7 @@ impl Shard {
 
     /// Takes an idle connection back, unless its endpoint is gone.
     pub fn shelve(&self, mut conn: Box<Conn>) {
-        conn.idle_since = now();
+        conn.idle_since = recent();
         let mut state = self.state.lock();
         let keep = state.keep;
         let Some(slot) = state.slots.get_mut(&conn.open.endpoint) else { return drop((state, conn)) };

@@ -1,13 +1,13 @@
 //! Identity kind `jwt`: signed tokens of an issuer (RFC 7519, RFC 8725).
 
 mod config;
+mod digest;
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use aws_lc_rs::digest::{SHA256, digest};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::{HeaderName, HeaderValue};
@@ -22,6 +22,7 @@ use crate::api::jose::source::{Counters, Source, Store, keep_fresh};
 use crate::api::jose::token::{MAX_TOKEN, NOT_YET, Rules, Token};
 use crate::api::jose::unix;
 use crate::contract::client::Remote;
+use crate::contract::clock::recent;
 use crate::contract::filter::{AuthError, AuthStep, AuthVerdict, Authenticator};
 use crate::contract::metrics::Counter;
 use crate::contract::principal::User;
@@ -250,8 +251,8 @@ impl Jwt {
                 Err(error) => Judged::Refused(error),
             };
         }
-        let now = now();
-        let key: [u8; 32] = digest(&SHA256, text.as_bytes()).as_ref().try_into().expect("SHA-256 has 32 bytes");
+        let now = recent();
+        let key = digest::of(text);
         if let Some(pass) = self.memory.good.get(&key) {
             if pass.generation == generation && now < pass.user.expires {
                 self.hits.inc();

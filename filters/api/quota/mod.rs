@@ -366,10 +366,12 @@ fn refusal(window: &Window, charge: Charge) -> Fault {
 
 /// Appends a window's item of `RateLimit`.
 fn item(state: &mut String, window: &Window, charge: Charge) {
-    let comma = if state.is_empty() { "" } else { ", " };
     let t = seconds(charge.reset).max(u64::from(!charge.allowed));
-    // Writing to a string cannot fail.
-    let _ = write!(state, "{comma}{};r={};t={t}", window.quoted, charge.remaining);
+    let (mut r_digits, mut t_digits) = (itoa::Buffer::new(), itoa::Buffer::new());
+    let comma = if state.is_empty() { "" } else { ", " };
+    for part in [comma, &window.quoted, ";r=", r_digits.format(charge.remaining), ";t=", t_digits.format(t)] {
+        state.push_str(part);
+    }
 }
 
 /// Whole seconds, rounded up: never too early.

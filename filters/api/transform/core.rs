@@ -30,11 +30,21 @@ pub const PATH: &AsciiSet = &CONTROLS
 pub fn checked(path: &str) -> Option<&str> {
     let (path_only, query) = path.split_once('?').unwrap_or((path, ""));
     let legal = |s: &str| s.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'#' | b'\\' | b'"' | b'<' | b'>'));
-    let dots = |segment: &str| {
-        let plain = percent_decode_str(segment).collect::<Vec<u8>>();
-        plain == b"." || plain == b".."
-    };
-    (path_only.starts_with('/') && legal(path_only) && legal(query) && !path_only.split('/').any(dots)).then_some(path)
+    let mut segments = path_only.as_bytes().split(|b| *b == b'/');
+    (path_only.starts_with('/') && legal(path_only) && legal(query) && !segments.any(is_dots)).then_some(path)
+}
+
+/// Whether a segment, decoded, is `.` or `..`.
+fn is_dots(mut segment: &[u8]) -> bool {
+    let mut dots = 0;
+    loop {
+        segment = match segment {
+            [] => return matches!(dots, 1 | 2),
+            [b'.', rest @ ..] | [b'%', b'2', b'e' | b'E', rest @ ..] => rest,
+            _ => return false,
+        };
+        dots += 1;
+    }
 }
 
 /// Edits of a query.

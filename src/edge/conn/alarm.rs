@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use onehop_filters::contract::clock::recent;
 use onehop_filters::contract::{Moment, now};
 use tokio::time::{Instant, Sleep};
 
@@ -26,7 +27,7 @@ pub struct Alarm {
 impl Alarm {
     /// Makes sure that the task is woken by `deadline`. `fresh`: the waker may have changed.
     pub fn set(&mut self, cx: &mut Context<'_>, deadline: Moment, fresh: bool) {
-        if deadline == Moment::MAX || (self.due.is_some_and(|due| due <= deadline && due > now()) && !fresh) {
+        if deadline == Moment::MAX || (self.due.is_some_and(|due| due <= deadline && due > recent()) && !fresh) {
             return;
         }
         let at = Instant::now() + deadline.since(now());

@@ -59,6 +59,8 @@ pub struct Wire {
     pub head_since: AtomicU64,
     /// Since when a write waits for the client; 0 = none does.
     pub blocked_since: AtomicU64,
+    /// The gate renamed an `Upgrade` field of the head it handed over.
+    pub blanked: AtomicBool,
     /// The gate's verdict against the connection.
     pub faulted: AtomicBool,
     /// Uncontended, see the module: taken when a head is refused.

@@ -14,7 +14,7 @@ use http::header::{FORWARDED, HeaderMap, HeaderName, HeaderValue};
 use http::uri::Authority;
 use ipnet::IpNet;
 use onehop_filters::contract::Conn;
-use smallvec::{SmallVec, smallvec};
+use smallvec::SmallVec;
 
 use super::hop::tokens;
 
@@ -69,14 +69,14 @@ impl Stamp {
         self.believed
     }
 
-    /// Settles the forwarded fields of one request: says who the client is, and what the next hop is to be told besides
-    /// what stays in `headers`. A field that is told takes the place of the client's.
-    pub fn apply(&self, headers: &mut HeaderMap, authority: &Authority) -> (Client, Fields) {
-        if self.believed { self.extend(headers, authority) } else { self.replace(headers, authority) }
+    /// Settles the forwarded fields of one request: says who the client is, and adds to `told` what the next hop is to be
+    /// told besides what stays in `headers`. A field that is told takes the place of the client's.
+    pub fn apply(&self, headers: &mut HeaderMap, authority: &Authority, told: &mut Fields) -> Client {
+        if self.believed { self.extend(headers, authority, told) } else { self.replace(headers, authority, told) }
     }
 
     /// From a stranger: nothing it says counts.
-    fn replace(&self, headers: &mut HeaderMap, authority: &Authority) -> (Client, Fields) {
+    fn replace(&self, headers: &mut HeaderMap, authority: &Authority, told: &mut Fields) -> Client {
         let mut strange: SmallVec<[HeaderName; 4]> = SmallVec::new();
         for name in headers.keys() {
             if is_internal(name) || self.debug.as_ref() == Some(name) {
@@ -86,17 +86,14 @@ impl Stamp {
         for name in strange {
             headers.remove(name);
         }
-        let fields = smallvec![
-            (X_FORWARDED_FOR, self.address.clone()),
-            (X_FORWARDED_PROTO, scheme(self.https)),
-            (X_FORWARDED_HOST, host_value(authority)),
-        ];
-        (Client { ip: self.ip, https: self.https }, fields)
+        told.push((X_FORWARDED_FOR, self.address.clone()));
+        told.push((X_FORWARDED_PROTO, scheme(self.https)));
+        told.push((X_FORWARDED_HOST, host_value(authority)));
+        Client { ip: self.ip, https: self.https }
     }
 
     /// From a trusted proxy: its word is kept and its own address added.
-    fn extend(&self, headers: &mut HeaderMap, authority: &Authority) -> (Client, Fields) {
-        let mut fields = Fields::new();
+    fn extend(&self, headers: &mut HeaderMap, authority: &Authority, told: &mut Fields) -> Client {
         let ip = self.walk(headers);
         let list = match headers.get(X_FORWARDED_FOR) {
             None => self.address.clone(),
@@ -111,26 +108,26 @@ impl Stamp {
                 HeaderValue::from_maybe_shared(Bytes::from(list)).unwrap_or_else(|_| self.address.clone())
             }
         };
-        fields.push((X_FORWARDED_FOR, list));
+        told.push((X_FORWARDED_FOR, list));
         let https = match claimed_scheme(headers) {
             Some(https) => https,
             None => {
-                fields.push((X_FORWARDED_PROTO, scheme(self.https)));
+                told.push((X_FORWARDED_PROTO, scheme(self.https)));
                 self.https
             }
         };
         if !headers.contains_key(X_FORWARDED_HOST) {
-            fields.push((X_FORWARDED_HOST, host_value(authority)));
+            told.push((X_FORWARDED_HOST, host_value(authority)));
         }
         if headers.contains_key(X_REAL_IP)
             && let Ok(value) = HeaderValue::try_from(ip.to_string())
         {
-            fields.push((X_REAL_IP, value));
+            told.push((X_REAL_IP, value));
         }
         if headers.contains_key(FORWARDED) {
             self.extend_forwarded(headers, authority);
         }
-        (Client { ip, https }, fields)
+        Client { ip, https }
     }
 
     /// The nearest address that is no trusted proxy. An entry that is no address ends the walk at the proxy that wrote
@@ -306,9 +303,10 @@ mod tests {
     fn run(stamp: &Stamp, fields: &[(&'static str, &'static str)]) -> (Client, HeaderMap) {
         let mut headers: HeaderMap =
             fields.iter().map(|(n, v)| (HeaderName::from_static(n), HeaderValue::from_static(v))).collect();
-        let (client, fields) = stamp.apply(&mut headers, &Authority::from_static("shop.example"));
+        let mut told = Fields::new();
+        let client = stamp.apply(&mut headers, &Authority::from_static("shop.example"), &mut told);
         // As the next hop sees it.
-        for (name, value) in fields {
+        for (name, value) in told {
             headers.insert(name, value);
         }
         (client, headers)

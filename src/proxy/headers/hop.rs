@@ -27,6 +27,9 @@ impl Seen {
     pub const EXPECT: Self = Self(1 << 10);
     pub const COOKIE: Self = Self(1 << 11);
     pub const PROXY_AUTHORIZATION: Self = Self(1 << 12);
+    pub const CONTENT_TYPE: Self = Self(1 << 13);
+    /// Some trace context, see [`super::trace`].
+    pub const TRACE: Self = Self(1 << 14);
 
     /// What one field is; nothing for most.
     #[must_use]
@@ -45,6 +48,8 @@ impl Seen {
             "expect" => Self::EXPECT,
             "cookie" => Self::COOKIE,
             "proxy-authorization" => Self::PROXY_AUTHORIZATION,
+            "content-type" => Self::CONTENT_TYPE,
+            "traceparent" | "b3" | "x-b3-traceid" => Self::TRACE,
             _ => Self(0),
         }
     }

@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::hash::{BuildHasher, RandomState};
 
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 /// The field.
@@ -42,7 +43,8 @@ fn hex(high: u64, low: u64) -> HeaderValue {
     let (first, second) = text.split_at_mut(16);
     put(first, high);
     put(second, low);
-    HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("0"))
+    // One allocation for all its holders: the exchange, the next hop's fields, and a fault's answer.
+    HeaderValue::from_maybe_shared(Bytes::from_owner(text)).unwrap_or_else(|_| HeaderValue::from_static("0"))
 }
 
 /// Sixteen digits, two at a time.

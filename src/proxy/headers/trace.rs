@@ -40,12 +40,6 @@ pub fn trace(headers: &HeaderMap, restart: bool, sample: f64, mut draw: impl FnM
     Trace { trace_id, parent: parent.map_or(0, |p| p.span), span: nonzero(), sampled }
 }
 
-/// Whether a caller's context is there to be continued.
-#[must_use]
-pub fn carried(headers: &HeaderMap) -> bool {
-    headers.contains_key(TRACEPARENT) || headers.contains_key(B3) || headers.contains_key(&B3_MULTI[0])
-}
-
 /// Writes the context for the next hop; `span` is the span of this try. For a trace that starts here, what the caller
 /// sent of another one goes. A continued B3 trace keeps its fields, for upstreams that know only those.
 pub fn write(headers: &mut HeaderMap, trace: &Trace, span: u64) {

@@ -1,7 +1,7 @@
 //! Writing a request head straight into the connection's buffer. The head is borrowed: another try clones nothing.
 
 use http::Method;
-use http::header::{self, HeaderName};
+use http::header::{self, HeaderName, HeaderValue};
 
 use super::upload::Coding;
 use crate::upstream::Head;
@@ -18,11 +18,14 @@ pub(super) fn request(head: &Head<'_>, coding: Coding, hold: bool, out: &mut Vec
     }
     put(out, &[target.as_bytes(), b" HTTP/1.1\r\nhost: ", head.host, b"\r\n"]);
     let keep_trailer = coding == Coding::Chunked;
-    let lines = head.headers.iter().filter(|(name, _)| !head.extra.iter().any(|(n, _)| n == *name));
-    for (name, value) in lines.chain(head.extra.iter().map(|(n, v)| (n, v))) {
-        if !ours(name) && (keep_trailer || name != header::TRAILER) {
-            put(out, &[name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"]);
+    for (name, value) in head.headers {
+        let replaced = head.extra.iter().any(|(n, _)| n == name);
+        if !replaced && !ours(name) && (keep_trailer || name != header::TRAILER) {
+            line(out, name, value);
         }
+    }
+    for (name, value) in head.extra.iter().filter(|(name, _)| !ours(name)) {
+        line(out, name, value);
     }
     match (head.upgrade, head.te_trailers) {
         (Some(protocol), false) => put(out, &[b"connection: upgrade\r\nupgrade: ", protocol.as_bytes(), b"\r\n"]),
@@ -44,6 +47,15 @@ pub(super) fn request(head: &Head<'_>, coding: Coding, hold: bool, out: &mut Vec
         Coding::Chunked => put(out, &[b"transfer-encoding: chunked\r\n"]),
     }
     put(out, &[b"\r\n"]);
+}
+
+fn line(out: &mut Vec<u8>, name: &HeaderName, value: &HeaderValue) {
+    let (name, value) = (name.as_str().as_bytes(), value.as_bytes());
+    out.reserve(name.len() + value.len() + 4);
+    out.extend_from_slice(name);
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value);
+    out.extend_from_slice(b"\r\n");
 }
 
 fn put(out: &mut Vec<u8>, parts: &[&[u8]]) {

@@ -7,6 +7,7 @@ pub(super) mod conn;
 pub(super) mod encode;
 mod exchange;
 mod fields;
+mod names;
 pub mod parse;
 pub mod trailers;
 mod tunnel;

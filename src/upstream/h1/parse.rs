@@ -4,11 +4,12 @@
 use std::mem::MaybeUninit;
 
 use bytes::{Bytes, BytesMut};
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::header::{self, HeaderMap, HeaderValue};
 use http::{StatusCode, Version};
 use onehop_filters::contract::{Fault, Reason};
 
 use super::fields;
+use super::names::{self, Kind};
 use crate::upstream::bad;
 
 /// Fields a head or trailer section may have.
@@ -100,20 +101,20 @@ fn build(
     let bodiless = to_head || status == StatusCode::NOT_MODIFIED;
     let mut headers = HeaderMap::with_capacity(list.len());
     for field in list {
-        let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| bad("a field name is malformed"))?;
-        match name {
-            header::CONTENT_LENGTH => {
+        let (name, kind) = names::name(field.name.as_bytes()).ok_or_else(|| bad("a field name is malformed"))?;
+        match kind {
+            Kind::Length => {
                 framing.length(field.value)?;
                 continue;
             }
-            header::TRANSFER_ENCODING => {
+            Kind::Coding => {
                 framing.coding(field.value)?;
                 continue;
             }
-            header::UPGRADE if status == StatusCode::SWITCHING_PROTOCOLS => {}
-            header::CONNECTION | header::UPGRADE | header::TE => continue,
-            _ if matches!(name.as_str(), "keep-alive" | "proxy-connection") || connection.names(field.name) => continue,
-            _ => {}
+            Kind::Upgrade if status == StatusCode::SWITCHING_PROTOCOLS => {}
+            Kind::Upgrade | Kind::Hop => continue,
+            Kind::Plain if connection.names(field.name) => continue,
+            Kind::Plain => {}
         }
         let value = HeaderValue::from_maybe_shared(head.slice_ref(field.value))
             .map_err(|_| bad("a field value is malformed"))?;

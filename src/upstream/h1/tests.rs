@@ -17,11 +17,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tower::ServiceExt;
 
 use super::chunked::{Decoder, Event};
-use crate::upstream::Head;
 use crate::upstream::dial::{Dial, Dialer};
-use crate::upstream::pool::{Keep, Shard};
+use crate::upstream::pool::Shard;
 use crate::upstream::tests::{Ask, answering, channel, failing, peer, read_head, text, upstream};
 use crate::upstream::tls::Offer;
+use crate::upstream::{Head, Settings};
 
 /// Sends a GET to a peer that answers with these bytes and closes.
 async fn outcome(method: Method, bytes: impl AsRef<[u8]> + Send + Sync + 'static) -> Result<String, Reason> {
@@ -545,7 +545,7 @@ async fn nothing_written_proves_that_nothing_ran_and_keeps_the_body() {
     // A reset on the loopback has arrived when this returns.
     socket2::SockRef::from(&accepted.as_ref().unwrap().0).set_linger(Some(Duration::ZERO)).unwrap();
     drop(accepted);
-    let shard = Shard::new(Keep { per_endpoint: 1, idle: Duration::MAX });
+    let shard = Shard::new(Settings::new("s"));
     let conn = Box::new(super::Conn::new(dialed.unwrap().wire, std::sync::Weak::new(), shard.open(1)));
     let (feed, mut body) = channel();
     feed.send(Frame::data(Bytes::from_static(b"whole"))).await.unwrap();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use http::uri::Authority;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use libfuzzer_sys::fuzz_target;
-use onehop::proxy::headers::{forwarded::Stamp, hop, trace, via};
+use onehop::proxy::headers::{forwarded::{Fields, Stamp}, hop, trace, via};
 use onehop_filters::contract::Conn;
 
 const NAMES: [&str; 9] = [
@@ -37,7 +37,8 @@ fuzz_target!(|input: (bool, Vec<(u8, Vec<u8>)>)| {
     trace::write(&mut headers, &context, context.span);
     via::add(&mut headers, http::Version::HTTP_11, "onehop-fuzz");
     assert!(via::is_loop(&headers, "onehop-fuzz"));
-    let (client, told) = stamp.apply(&mut headers, &Authority::from_static("a.example"));
+    let mut told = Fields::new();
+    let client = stamp.apply(&mut headers, &Authority::from_static("a.example"), &mut told);
     // What is told takes the place of the client's own, as it does when the head is sent on.
     for (name, value) in told {
         headers.insert(name, value);
