@@ -265,12 +265,17 @@ fn bff_calls_inherit_the_deadline_of_the_call_they_serve() {
     assert!(left() > 10_000, "{}", left());
 }
 
+const ORDERS: &str = "openapi: 3.1.0\ninfo: { title: orders, version: '1' }\npaths: { /orders: { get: { responses: { '200': { description: all } } } } }\n";
+
 #[test]
 fn every_filter_has_an_example_that_checks() {
     for entry in onehop_filters::BUILTIN {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("example.yaml");
         std::fs::write(&path, entry.example).unwrap();
+        // What two of them read from beside them.
+        common::descriptors(dir.path());
+        std::fs::write(dir.path().join("orders.yaml"), ORDERS).unwrap();
         let output = Command::new(common::binary())
             .args(["check", "-c"])
             .arg(&path)

@@ -447,3 +447,11 @@ fn read_body(head: &str, input: &mut impl BufRead) -> Vec<u8> {
     }
     body
 }
+
+/// Writes `shop.pb`, the descriptor set of the shop's services.
+pub fn descriptors(dir: &Path) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/proto");
+    let mut compiler = protox::Compiler::new([root]).expect("the folder is there");
+    compiler.include_imports(true).open_file("shop/shop.proto").expect("the proto compiles");
+    std::fs::write(dir.join("shop.pb"), compiler.encode_file_descriptor_set()).unwrap();
+}

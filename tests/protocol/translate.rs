@@ -1,7 +1,5 @@
 //! gRPC for callers that speak something else: gRPC-Web and JSON, over HTTP/1.1, to a gRPC service on the h2 crate.
 
-use std::path::Path;
-
 use serde_json::{Value, json};
 
 use super::grpc::server;
@@ -99,18 +97,11 @@ fn refusals_of_filters_are_trailers_too() {
     assert!(trailers(&chunks(&over)).contains("grpc-status: 8\r\n") && over.header("retry-after").is_some());
 }
 
-fn descriptors(dir: &Path) {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/proto");
-    let mut compiler = protox::Compiler::new([root]).expect("the folder is there");
-    compiler.include_imports(true).open_file("shop/shop.proto").expect("the proto compiles");
-    std::fs::write(dir.join("shop.pb"), compiler.encode_file_descriptor_set()).unwrap();
-}
-
 /// The echo of the test server understands no message, so the calls are those whose answer has the request's shape.
 #[test]
 fn json_becomes_grpc_and_back() {
     let hop = Onehop::start(&before(server()));
-    descriptors(hop.dir());
+    crate::common::descriptors(hop.dir());
     let keys = "transcode: { descriptors: shop.pb, services: [shop.v1.Shop] }, transform: { path: { regex: \"^/api\", substitution: \"\" } }";
     let (status, told) = hop.reload(&config(server(), keys));
     assert_eq!(status, 200, "{told}");
@@ -142,7 +133,7 @@ fn json_becomes_grpc_and_back() {
 fn failures_of_a_transcoded_call_are_http() {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let hop = Onehop::start(&before(port));
-    descriptors(hop.dir());
+    crate::common::descriptors(hop.dir());
     let (status, told) = hop.reload(&config(port, "transcode: { descriptors: shop.pb, services: [shop.v1.Shop] }"));
     assert_eq!(status, 200, "{told}");
     let down = crate::common::get(hop.at("edge"), "a", "/v1/orders/7");

@@ -30,6 +30,7 @@ use smallvec::SmallVec;
 
 use self::core::Charge;
 use crate::contract::filter::{Filter, Needs, Step, Verdict};
+use crate::contract::scratch::Failure;
 use crate::contract::trail::Outcome;
 use crate::contract::{
     Build, ConfigError, Directory, Entry, Fault, Node, Origin, Phase, Reason, RequestCx, ResponseCx, Role, RouteView,
@@ -315,7 +316,7 @@ impl Filter for Quota {
         let Some(Note(note)) = rq.scratch.take() else { return Step::NEXT };
         let plan = self.plan(rq);
         let window = |place: &u16| self.windows(plan).nth(usize::from(*place));
-        if is_ours(rs) {
+        if is_ours(rq, rs) {
             for (window, taken) in note.iter().filter_map(|(place, taken)| Some((window(place)?, taken))) {
                 window.refund(taken);
                 window.counts.refunded.inc();
@@ -343,10 +344,10 @@ impl Filter for Quota {
     }
 }
 
-/// Whether the request was not served for a reason that is ours: 503, or gRPC's `UNAVAILABLE`.
-fn is_ours(rs: &ResponseCx) -> bool {
-    let unavailable = rs.headers.get("grpc-status").is_some_and(|v| v == "14");
-    rs.origin == Origin::Fault && (rs.status == StatusCode::SERVICE_UNAVAILABLE || unavailable)
+/// Whether the request was not served for a reason that is ours: 503, however the caller's protocol says it.
+fn is_ours(rq: &RequestCx, rs: &ResponseCx) -> bool {
+    let status = rq.scratch.find::<Failure>().map_or(rs.status, |failure| failure.reason.status());
+    rs.origin == Origin::Fault && status == StatusCode::SERVICE_UNAVAILABLE
 }
 
 /// 429 with the limit that refused. `Retry-After` and `t` are the same number (draft section 4).
