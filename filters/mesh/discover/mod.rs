@@ -1,5 +1,5 @@
 //! Discovery kinds. What they share: how an endpoint is written ([`endpoint`]), how names are asked for ([`resolve`]), and
-//! how a registry is ([`registry`]).
+//! how a registry is (`registry`).
 
 pub mod consul;
 pub mod dns;

@@ -17,7 +17,7 @@ fn spec((host, kind, path, header): &Rule) -> RouteSpec {
     };
     let headers = header.iter().map(|v| (HeaderName::from_static("x"), ValueMatch::Exact(v.clone()))).collect();
     let methods = if kind & 4 == 0 { Vec::new() } else { vec![Method::GET] };
-    RouteSpec { hosts: vec![host.clone()], matches: vec![Match { path, methods, headers, query: Vec::new(), claims: Vec::new() }] }
+    RouteSpec { hosts: vec![host.clone()], matches: vec![Match { path, methods, headers, query: Vec::new(), ..Match::default() }] }
 }
 
 fuzz_target!(|input: (Vec<Rule>, String, String, Vec<u8>)| {
@@ -29,7 +29,7 @@ fuzz_target!(|input: (Vec<Rule>, String, String, Vec<u8>)| {
         headers.insert("x", value);
     }
     let (path, query) = path.split_once('?').map_or((&*path, None), |(path, query)| (path, Some(query)));
-    let probe = Probe { host: &host, path, query, method: &Method::GET, headers: &headers };
+    let probe = Probe { host: &host, path, query, method: &Method::GET, headers: &headers, claims: None };
     let found: Option<i32> = table.find(&probe).copied();
     let won = table.explain(&probe).into_iter().find(|c| c.verdict == Verdict::Won).map(|c| c.value);
     assert_eq!(found, won);
