@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use serde_json::Value;
 
 use super::common::{Answer, Endpoint, Onehop, exchange};
-use super::kit::{Server, eventually, free_port, python, reachable, tool};
+use super::kit::{Server, eventually, free_port, python_of, reachable, tool};
 
 fn onehop(authz: SocketAddr, up: SocketAddr) -> Onehop {
     Onehop::start(&format!(
@@ -38,7 +38,7 @@ fn http(question: &Value) -> &Value {
 
 #[test]
 fn a_real_authorization_server_decides() {
-    let (server, authz) = Server::start_on_a_port(&mut python("ext_authz_server.py"));
+    let (server, authz) = Server::start_on_a_port(&mut python_of("real-venv-envoy", "ext_authz_server.py"));
     let up = Endpoint::ok();
     let hop = onehop(authz, up.address);
     let web = hop.at("web");
@@ -74,7 +74,7 @@ fn a_real_authorization_server_decides() {
 /// The same request, asked about by both: what a server can read is the same.
 #[test]
 fn envoy_asks_the_same_question_and_obeys_the_same_answers() {
-    let (server, authz) = Server::start_on_a_port(&mut python("ext_authz_server.py"));
+    let (server, authz) = Server::start_on_a_port(&mut python_of("real-venv-envoy", "ext_authz_server.py"));
     let up = Endpoint::ok();
     let hop = onehop(authz, up.address);
     let (port, dir) = (free_port(), tempfile::tempdir().expect("a temporary folder"));

