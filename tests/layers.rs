@@ -12,7 +12,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("observe", &["config"]),
     ("fault", &["observe"]),
     ("route", &["config"]),
-    ("upstream", &["config"]),
+    ("upstream", &["config", "runtime"]),
     ("edge", &["config", "runtime"]),
     ("snapshot", &["config", "observe", "route", "upstream"]),
     ("proxy", &["config", "edge", "fault", "observe", "route", "runtime", "snapshot", "upstream"]),

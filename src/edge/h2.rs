@@ -6,7 +6,6 @@ pub(super) mod frames;
 mod stream;
 #[cfg(test)]
 mod tests;
-mod tunnel;
 mod upload;
 
 use std::future::poll_fn;
@@ -23,7 +22,8 @@ use onehop_filters::contract::{Moment, now};
 
 pub(super) use self::frames::PREFACE;
 use self::frames::Work;
-pub use self::tunnel::Tunnel;
+/// A tunnel to a caller: a connection with one on it is not idle.
+pub type Tunnel = crate::runtime::tunnel::Tunnel<super::conn::Exchange>;
 pub use self::upload::Upload;
 use super::coalesce::Handle;
 use super::conn::{Setup, Watch, Wire, after, linger};

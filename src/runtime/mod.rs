@@ -11,6 +11,7 @@
 pub mod drain;
 pub mod purge;
 pub mod signals;
+pub mod tunnel;
 pub mod wheel;
 pub mod workers;
 

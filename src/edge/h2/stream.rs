@@ -16,8 +16,8 @@ use http::{HeaderName, HeaderValue, Method, Request, Response};
 use onehop_filters::contract::{BodyError, now};
 use tokio::sync::oneshot;
 
+use super::Tunnel;
 use super::date;
-use super::tunnel::Tunnel;
 use super::upload::Upload;
 use crate::edge::body::Incoming;
 use crate::edge::conn::{Alarm, Exchange, Framing, Wire, after, catch};

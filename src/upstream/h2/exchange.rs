@@ -16,7 +16,7 @@ use super::body::Incoming;
 use super::head::request;
 use super::pump::Pump;
 use super::session::{Lease, Session};
-use super::tunnel::Tunnel;
+use crate::runtime::tunnel::Tunnel;
 use crate::upstream::h1::parse::MAX_FIELDS;
 use crate::upstream::h1::upload::Coding;
 use crate::upstream::{Head, Informational, Reply, bad};

@@ -8,7 +8,6 @@ mod gather;
 mod head;
 mod pump;
 mod session;
-mod tunnel;
 
 #[cfg(test)]
 mod tests;

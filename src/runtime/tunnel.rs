@@ -1,4 +1,4 @@
-//! A stream after a successful extended CONNECT: bytes both ways.
+//! An HTTP/2 stream after a successful extended CONNECT (RFC 8441): bytes both ways, whichever side of us it is on.
 
 use std::io;
 use std::pin::Pin;
@@ -8,25 +8,24 @@ use bytes::{Buf, Bytes};
 use h2::{RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::edge::conn::Exchange;
-
-/// See the module. Dropping it before both ends have closed resets the stream.
+/// See the module. `H` is what must be held as long as it is open. Dropping it before both ends have closed resets the
+/// stream.
 #[derive(Debug)]
-pub struct Tunnel {
+pub struct Tunnel<H> {
     send: SendStream<Bytes>,
     recv: RecvStream,
     read: Bytes,
-    /// A connection with a tunnel on it is not idle.
-    _exchange: Exchange,
+    _held: H,
 }
 
-impl Tunnel {
-    pub const fn new(send: SendStream<Bytes>, recv: RecvStream, exchange: Exchange) -> Self {
-        Self { send, recv, read: Bytes::new(), _exchange: exchange }
+impl<H> Tunnel<H> {
+    /// Both halves of the stream.
+    pub const fn new(send: SendStream<Bytes>, recv: RecvStream, held: H) -> Self {
+        Self { send, recv, read: Bytes::new(), _held: held }
     }
 }
 
-impl AsyncRead for Tunnel {
+impl<H: Unpin> AsyncRead for Tunnel<H> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         while self.read.is_empty() {
             match ready!(self.recv.poll_data(cx)) {
@@ -43,7 +42,7 @@ impl AsyncRead for Tunnel {
     }
 }
 
-impl AsyncWrite for Tunnel {
+impl<H: Unpin> AsyncWrite for Tunnel<H> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         if buf.is_empty() {
             return Poll::Ready(Ok(0));
