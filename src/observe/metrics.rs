@@ -137,7 +137,11 @@ impl Outcome {
             Reason::ConnectFailed | Reason::ConnectTimeout | Reason::TlsFailed => Self::Connect,
             Reason::Deadline | Reason::TryTimeout | Reason::IdleTimeout => Self::Timeout,
             Reason::RefusedStream | Reason::Reset | Reason::Truncated => Self::Reset,
-            Reason::BadResponse | Reason::ResponseTooLarge | Reason::BodyUnusable => Self::Protocol,
+            Reason::BadResponse
+            | Reason::ResponseTooLarge
+            | Reason::ResponseBodyTooLarge
+            | Reason::BodyUnusable
+            | Reason::InvalidResponse => Self::Protocol,
             Reason::NoEndpoint
             | Reason::NoHealthyEndpoint
             | Reason::BreakerOpen
