@@ -1,5 +1,6 @@
 //! API management: request scope.
 
+mod answers;
 pub mod api_key;
 pub mod auth;
 pub mod basic;

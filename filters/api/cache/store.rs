@@ -9,11 +9,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use parking_lot::Mutex;
-use quick_cache::sync::{Cache, DefaultLifecycle};
-use quick_cache::{OptionsBuilder, Weighter};
+use quick_cache::Weighter;
+use quick_cache::sync::Cache;
 use tokio::sync::watch;
 
 use super::freshness::Freshness;
+use crate::api::answers::{bounded, head_weight};
 use crate::contract::{Moment, now};
 
 /// Answers of one resource that are told apart by `Vary`; the oldest leaves first.
@@ -38,8 +39,7 @@ pub struct Entry {
 
 impl Entry {
     fn weight(&self) -> u64 {
-        let fields: usize = self.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum();
-        OVERHEAD + (self.body.len() + 2 * fields) as u64
+        OVERHEAD + (self.body.len() + 2 * head_weight(&self.headers)) as u64
     }
 }
 
@@ -70,19 +70,7 @@ pub struct Store {
 impl Store {
     /// A store of so many bytes for entries of at most `largest`.
     pub fn new(memory: u64, largest: u64) -> Self {
-        // A shard must have room for several of the largest entries, or they would never be kept.
-        let shards = usize::try_from(memory / (largest.max(4096) * 4)).unwrap_or(1).clamp(1, 16);
-        let options = OptionsBuilder::new()
-            .shards(shards)
-            .weight_capacity(memory)
-            .estimated_items_capacity(usize::try_from(memory >> 14).unwrap_or(1024).clamp(16, 4096))
-            .build()
-            .expect("both capacities are given");
-        Self {
-            kept: Cache::with_options(options, ByWeight, Default::default(), DefaultLifecycle::default()),
-            flights: Mutex::default(),
-            passes: Cache::new(MAX_PASSES),
-        }
+        Self { kept: bounded(memory, largest, ByWeight), flights: Mutex::default(), passes: Cache::new(MAX_PASSES) }
     }
 
     /// Kept answers of a key.

@@ -8,9 +8,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use parking_lot::Mutex;
-use quick_cache::sync::{Cache, DefaultLifecycle};
-use quick_cache::{OptionsBuilder, Weighter};
+use quick_cache::Weighter;
+use quick_cache::sync::Cache;
 
+use crate::api::answers::{bounded, head_weight};
 use crate::contract::{Moment, now};
 
 /// SHA-256 of caller and key, or of a request.
@@ -41,9 +42,7 @@ struct ByWeight;
 impl Weighter<Digest, Arc<Record>> for ByWeight {
     fn weight(&self, _: &Digest, record: &Arc<Record>) -> u64 {
         let answer = match &record.outcome {
-            Outcome::Answered { headers, body, .. } => {
-                body.len() + headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum::<usize>()
-            }
+            Outcome::Answered { headers, body, .. } => body.len() + head_weight(headers),
             Outcome::Unknown | Outcome::NotKept => 0,
         };
         (256 + answer) as u64
@@ -72,14 +71,7 @@ pub enum Known {
 impl Records {
     /// Room for so many bytes of answers of at most `largest`.
     pub fn new(memory: u64, largest: u64) -> Self {
-        let shards = usize::try_from(memory / (largest.max(4096) * 4)).unwrap_or(1).clamp(1, 16);
-        let options = OptionsBuilder::new()
-            .shards(shards)
-            .weight_capacity(memory)
-            .estimated_items_capacity(1024)
-            .build()
-            .expect("both capacities are given");
-        let done = Cache::with_options(options, ByWeight, Default::default(), DefaultLifecycle::default());
+        let done = bounded(memory, largest, ByWeight);
         Self { done, running: Mutex::default() }
     }
 
