@@ -49,6 +49,7 @@ pub const BUILTIN: &[Entry] = &[
     mesh::discover::srv::ENTRY,
     mesh::discover::file::ENTRY,
     mesh::discover::consul::ENTRY,
+    mesh::discover::eds::ENTRY,
     mesh::discover::etcd::ENTRY,
     mesh::discover::eureka::ENTRY,
     mesh::discover::nacos::ENTRY,

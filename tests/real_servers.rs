@@ -41,3 +41,5 @@ mod registries;
 mod tls;
 #[path = "real/websocket.rs"]
 mod websocket;
+#[path = "real/xds.rs"]
+mod xds;

@@ -3,6 +3,7 @@
 
 pub mod consul;
 pub mod dns;
+pub mod eds;
 pub mod endpoint;
 pub mod etcd;
 pub mod eureka;
