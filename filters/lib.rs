@@ -51,6 +51,7 @@ pub const BUILTIN: &[Entry] = &[
     mesh::discover::consul::ENTRY,
     mesh::discover::eds::ENTRY,
     mesh::discover::etcd::ENTRY,
+    mesh::discover::kubernetes::ENTRY,
     mesh::discover::eureka::ENTRY,
     mesh::discover::nacos::ENTRY,
     mesh::balance::round_robin::ENTRY,

@@ -2,6 +2,7 @@
 //! No redirects, no cookies; every call is bounded in time and in size. A service of the configuration is called through
 //! [`super::Services`] instead, which balances and retries.
 
+use std::borrow::Cow;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -50,18 +51,31 @@ impl Default for Bounds {
 pub struct Target {
     uri: Uri,
     host: String,
+    /// What its certificate is for.
+    name: String,
     port: u16,
     tls: Option<Trust>,
     alpn: &'static [u8],
 }
 
-/// Files for TLS towards a [`Target`], PEM.
+/// Certificates or a key.
+#[derive(Clone, Copy, Debug)]
+pub enum Pem<'a> {
+    /// In a file.
+    File(&'a Path),
+    /// Written out.
+    Text(&'a str),
+}
+
+/// TLS towards a [`Target`].
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Files<'a> {
+pub struct Identity<'a> {
     /// Whom to trust; without it, the system's certificates.
-    pub ca: Option<&'a Path>,
+    pub ca: Option<Pem<'a>>,
     /// Certificate chain to show, and its key.
-    pub own: Option<(&'a Path, &'a Path)>,
+    pub own: Option<(Pem<'a>, Pem<'a>)>,
+    /// Name to verify instead of the URL's host.
+    pub name: Option<&'a str>,
 }
 
 /// Whom to trust. The system's certificates are read at the first call, not by every config that names a URL.
@@ -79,7 +93,7 @@ impl Target {
     ///
     /// # Errors
     /// A sentence about what is wrong with the URL or a file.
-    pub fn new(url: &str, files: Files<'_>, plaintext: bool, alpn: &'static [u8]) -> Result<Self, String> {
+    pub fn new(url: &str, identity: Identity<'_>, plaintext: bool, alpn: &'static [u8]) -> Result<Self, String> {
         let uri: Uri = url.parse().map_err(|e| format!("`{url}` is not a URL: {e}"))?;
         let host = uri.host().ok_or_else(|| format!("`{url}` has no host"))?;
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
@@ -88,11 +102,11 @@ impl Target {
         }
         let loopback = host == "localhost" || host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback());
         let tls = match uri.scheme_str() {
-            Some("https") if files.ca.is_none() && files.own.is_none() => Some(Trust::System(OnceLock::new())),
+            Some("https") if identity.ca.is_none() && identity.own.is_none() => Some(Trust::System(OnceLock::new())),
             Some("https") => {
-                let mut config = match files.own {
-                    None => trusting(files.ca)?,
-                    Some((cert, key)) => showing(files.ca, cert, key)?,
+                let mut config = match identity.own {
+                    None => verifying(identity.ca)?.with_no_client_auth(),
+                    Some((cert, key)) => showing(identity.ca, cert, key)?,
                 };
                 config.alpn_protocols = vec![alpn.to_vec()];
                 Some(Trust::Own(Arc::new(config)))
@@ -102,7 +116,8 @@ impl Target {
             _ => return Err(format!("`{url}` is neither https nor http")),
         };
         let port = uri.port_u16().unwrap_or(if tls.is_some() { 443 } else { 80 });
-        Ok(Self { uri, host, port, tls, alpn })
+        let name = identity.name.unwrap_or(&host).to_owned();
+        Ok(Self { uri, host, name, port, tls, alpn })
     }
 
     /// Its URL.
@@ -133,7 +148,7 @@ impl Target {
                 }
             },
         };
-        let name = ServerName::try_from(self.host.clone()).map_err(|e| format!("host name: {e}"))?;
+        let name = ServerName::try_from(self.name.clone()).map_err(|e| format!("host name: {e}"))?;
         let connector = tokio_rustls::TlsConnector::from(tls);
         Ok(Box::new(connector.connect(name, stream).await.map_err(|e| format!("TLS: {e}"))?))
     }
@@ -146,14 +161,20 @@ pub struct Remote {
     idle: Box<[Mutex<Vec<SendRequest<Full<Bytes>>>>]>,
 }
 
+impl From<Target> for Remote {
+    fn from(target: Target) -> Self {
+        Self { target, idle: (0..worker::shards()).map(|_| Mutex::default()).collect() }
+    }
+}
+
 impl Remote {
     /// Checks a URL. `http` is only for loopback hosts unless `plaintext` allows it.
     ///
     /// # Errors
     /// A sentence about what is wrong with the URL or the CA file.
     pub fn new(url: &str, ca: Option<&Path>, plaintext: bool) -> Result<Self, String> {
-        let target = Target::new(url, Files { ca, own: None }, plaintext, b"http/1.1")?;
-        Ok(Self { target, idle: (0..worker::shards()).map(|_| Mutex::default()).collect() })
+        let identity = Identity { ca: ca.map(Pem::File), ..Identity::default() };
+        Target::new(url, identity, plaintext, b"http/1.1").map(Self::from)
     }
 
     /// Its URL.
@@ -272,28 +293,20 @@ impl Remote {
 /// # Errors
 /// The file cannot be read, or there is no certificate in it.
 pub fn trusting(ca: Option<&Path>) -> Result<ClientConfig, String> {
-    Ok(verifying(ca)?.with_no_client_auth())
+    Ok(verifying(ca.map(Pem::File))?.with_no_client_auth())
 }
 
 /// The same with a certificate of our own to show.
-fn showing(ca: Option<&Path>, cert: &Path, key: &Path) -> Result<ClientConfig, String> {
-    let wrong = |path: &Path, e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
-    let chain = CertificateDer::pem_file_iter(cert)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|e| wrong(cert, &e))?;
-    let own = PrivateKeyDer::from_pem_file(key).map_err(|e| wrong(key, &e))?;
-    verifying(ca)?.with_client_auth_cert(chain, own).map_err(|e| wrong(cert, &e))
+fn showing(ca: Option<Pem<'_>>, cert: Pem<'_>, key: Pem<'_>) -> Result<ClientConfig, String> {
+    let own = PrivateKeyDer::from_pem_slice(&key.read()?).map_err(|e| format!("{key}: {e}"))?;
+    verifying(ca)?.with_client_auth_cert(cert.certificates()?, own).map_err(|e| format!("{cert}: {e}"))
 }
 
-fn verifying(ca: Option<&Path>) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, String> {
+fn verifying(ca: Option<Pem<'_>>) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, String> {
     let mut roots = RootCertStore::empty();
-    if let Some(path) = ca {
-        let wrong = |e| format!("{}: {e}", path.display());
-        for certificate in CertificateDer::pem_file_iter(path).map_err(wrong)? {
-            roots.add(certificate.map_err(wrong)?).map_err(|e| format!("{}: {e}", path.display()))?;
-        }
-        if roots.is_empty() {
-            return Err(format!("{}: no certificate in it", path.display()));
+    if let Some(ca) = ca {
+        for certificate in ca.certificates()? {
+            roots.add(certificate).map_err(|e| format!("{ca}: {e}"))?;
         }
     } else {
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
@@ -307,4 +320,32 @@ fn verifying(ca: Option<&Path>) -> Result<ConfigBuilder<ClientConfig, WantsClien
         .with_safe_default_protocol_versions()
         .map_err(|e| e.to_string())?
         .with_root_certificates(roots))
+}
+
+impl Pem<'_> {
+    fn read(&self) -> Result<Cow<'_, [u8]>, String> {
+        match self {
+            Self::File(path) => Ok(std::fs::read(path).map_err(|e| format!("{self}: {e}"))?.into()),
+            Self::Text(text) => Ok(text.as_bytes().into()),
+        }
+    }
+
+    /// At least one.
+    fn certificates(&self) -> Result<Vec<CertificateDer<'static>>, String> {
+        let bytes = self.read()?;
+        let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
+        match all.map_err(|e| format!("{self}: {e}"))? {
+            none if none.is_empty() => Err(format!("{self}: no certificate in it")),
+            all => Ok(all),
+        }
+    }
+}
+
+impl std::fmt::Display for Pem<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::File(path) => path.display().fmt(f),
+            Self::Text(_) => f.write_str("the PEM text"),
+        }
+    }
 }

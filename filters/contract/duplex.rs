@@ -255,7 +255,7 @@ pub mod stub {
 mod tests {
     use super::stub::{Call, Calls};
     use super::*;
-    use crate::contract::client::Files;
+    use crate::contract::client::Identity;
 
     #[derive(Clone, PartialEq, Message)]
     struct Word {
@@ -265,7 +265,7 @@ mod tests {
 
     async fn open() -> (Duplex, Call) {
         let mut calls = Calls::start().await;
-        let target = Target::new(&calls.url, Files::default(), false, b"h2").expect("a URL");
+        let target = Target::new(&calls.url, Identity::default(), false, b"h2").expect("a URL");
         let mut metadata = HeaderMap::new();
         metadata.insert("x-who", HeaderValue::from_static("me"));
         let (opened, call) =

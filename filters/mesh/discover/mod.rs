@@ -8,6 +8,7 @@ pub mod endpoint;
 pub mod etcd;
 pub mod eureka;
 pub mod file;
+pub mod kubernetes;
 pub mod nacos;
 mod registry;
 pub mod resolve;

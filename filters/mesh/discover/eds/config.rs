@@ -87,7 +87,9 @@ pub fn read(node: &Node) -> Result<Section, ConfigError> {
         return Err(ConfigError::at(section.service.span, "a service has a name"));
     }
     match (&section.cert, &section.key) {
-        (Some(one), None) | (None, Some(one)) => Err(ConfigError::at(one.span, "`cert` and `key` come together")),
+        (Some(one), None) | (None, Some(one)) => {
+            Err(ConfigError::at(one.span, "`cert` and `key` come together").help("name both files, or neither"))
+        }
         _ => Ok(section),
     }
 }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use self::ads::{Ads, Settings};
-use crate::contract::client::{Files, Target};
+use crate::contract::client::{Identity, Pem, Target};
 use crate::contract::mesh::{Discover, Report};
 use crate::contract::section::{ConfigError, Node, Spot};
 use crate::contract::{Build, Entry, Role};
@@ -44,9 +44,13 @@ fn eds(section: &Node, build: &mut Build<'_>) -> Result<Eds, ConfigError> {
     let ca = config.ca.as_ref().map(|path| build.path(path));
     let own = config.cert.as_ref().zip(config.key.as_ref());
     let own = own.map(|(cert, key)| (build.path(&cert.value), build.path(&key.value)));
-    let files = Files { ca: ca.as_deref(), own: own.as_ref().map(|(cert, key)| (cert.as_path(), key.as_path())) };
+    let identity = Identity {
+        ca: ca.as_deref().map(Pem::File),
+        own: own.as_ref().map(|(cert, key)| (Pem::File(cert), Pem::File(key))),
+        name: None,
+    };
     let target = |url: &Spot<String>| {
-        Target::new(&url.value, files, true, b"h2")
+        Target::new(&url.value, identity, true, b"h2")
             .map_err(|why| ConfigError::at(url.span, why).help("such as `http://127.0.0.1:18000`"))
     };
     let targets = config.servers.iter().map(target).collect::<Result<_, _>>()?;
