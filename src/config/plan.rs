@@ -211,6 +211,8 @@ pub struct Route {
     pub sticky: Option<Sticky>,
     /// `carry.deadline: inherit`: the caller's deadline counts, whoever it is.
     pub inherit_deadline: bool,
+    /// `carry.identity`: a call is made for the user of the incoming call that it is tied to.
+    pub carry_identity: bool,
 }
 
 /// `routes[n].sticky`.

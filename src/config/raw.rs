@@ -255,6 +255,12 @@ section! {
         /// listeners and trusted proxies are believed without it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         deadline: Option<Deadline>,
+        /// On a mesh listener: this call is made for whoever made the incoming call that it is tied to, by the handle that
+        /// the application was given (`x-onehop-call`) or else by its trace. Rules, quotas and templates see that user and
+        /// consumer, and the token goes along if its identity forwards tokens and the application sets no `authorization`.
+        /// No such call, or several of different users in the trace: no identity.
+        #[serde(default)]
+        identity: bool,
     }
 
     /// One of several services.

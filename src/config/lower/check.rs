@@ -65,6 +65,7 @@ impl Lower<'_> {
         self.repeated_binds(plan);
         self.fallback_loops(plan);
         self.slow_tries(plan);
+        self.carried(plan);
         self.shadowed(plan);
         self.unused(plan);
     }
@@ -136,6 +137,19 @@ impl Lower<'_> {
                     );
                     self.warn(node.span, message, "it never acts there; make it shorter");
                 }
+            }
+        }
+    }
+
+    /// Identities come from calls that the application serves, for calls that it makes: those arrive on mesh listeners.
+    fn carried(&mut self, plan: &Plan) {
+        for route in plan.routes.iter().filter(|route| route.carry_identity) {
+            let on = |name: &str| route.listeners.as_ref().is_none_or(|mine| mine.iter().any(|n| n == name));
+            if !plan.listeners.iter().any(|(name, listener)| on(name) && (listener.mesh || listener.capture.is_some()))
+            {
+                let message =
+                    format!("route `{}` is on no mesh listener: no call comes there from an application", route.name);
+                self.error(route.span, message, "remove `carry.identity`, or write `exposure: mesh` on its listener");
             }
         }
     }
