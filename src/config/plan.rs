@@ -320,6 +320,41 @@ pub struct Service {
     pub pool_idle: Duration,
     /// `proxyProtocol`: what each connection begins with.
     pub proxy_protocol: Option<SendProxy>,
+    /// `connections`.
+    pub connections: Connections,
+}
+
+/// `services.NAME.connections`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Connections {
+    /// `maxRequests`; `u64::MAX` = no limit.
+    pub max_requests: u64,
+    /// `maxAge`.
+    pub max_age: Option<Duration>,
+    /// `h2.maxPerEndpoint`, per worker.
+    pub h2_max: usize,
+    /// `h2.maxStreams`.
+    pub h2_streams: usize,
+    /// `h2.pingInterval`; `None` = never.
+    pub ping: Option<Duration>,
+    /// `h2.pingTimeout`.
+    pub pong: Duration,
+    /// `h2.pingIdle`.
+    pub ping_idle: bool,
+}
+
+impl Default for Connections {
+    fn default() -> Self {
+        Self {
+            max_requests: u64::MAX,
+            max_age: None,
+            h2_max: 8,
+            h2_streams: 100,
+            ping: Some(Duration::from_secs(30)),
+            pong: Duration::from_secs(20),
+            ping_idle: false,
+        }
+    }
 }
 
 /// `services.NAME.proxyProtocol`.

@@ -123,7 +123,7 @@ fn no_endpoint_is_no_orderly_end() {
 
 #[test]
 fn a_service_that_fails_is_replaced_by_its_fallback() {
-    let yaml = plain(&[closed()], "", ", fallback: { service: spare }") + &format!("# {}", "") + "\n";
+    let yaml = plain(&[closed()], "", ", fallback: { service: spare }");
     let yaml =
         yaml.replace("\ntelemetry", &format!("\n  spare: {{ discover: {{ static: [\"{}\"] }} }}\ntelemetry", banner()));
     let hop = Onehop::start(&yaml);

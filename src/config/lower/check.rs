@@ -78,7 +78,7 @@ impl Lower<'_> {
         self.repeated_binds(plan);
         self.fallback_loops(plan);
         self.slow_tries(plan);
-        self.connections(plan);
+        self.passed_on(plan);
         self.shadowed(plan);
         self.unused(plan);
     }
@@ -155,7 +155,7 @@ impl Lower<'_> {
     }
 
     /// Routes of TCP listeners, and such listeners without one.
-    fn connections(&mut self, plan: &Plan) {
+    fn passed_on(&mut self, plan: &Plan) {
         for route in plan.routes.iter().filter(|r| r.tcp) {
             let on = route.listeners.iter().flatten().filter_map(|name| plan.listeners.get(name));
             let passed = on.clone().any(|l| l.tcp == Some(Tcp::Passthrough));

@@ -210,7 +210,7 @@ impl Lower<'_> {
     }
 
     /// A count from 1; zero would refuse everything and is never meant.
-    fn count<T: TryFrom<u64> + Default>(&mut self, n: &Spot<u64>, high: u64) -> T {
+    pub(super) fn count<T: TryFrom<u64> + Default>(&mut self, n: &Spot<u64>, high: u64) -> T {
         if !(1..=high).contains(&n.value) {
             self.error(n.span, format!("{} is out of range", n.value), format!("from 1 to {high}"));
         }
