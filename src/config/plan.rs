@@ -48,6 +48,8 @@ pub struct Plan {
     pub max_memory: Option<u64>,
     /// `runtime.brownout`: what is left out first.
     pub brownout: Vec<Optional>,
+    /// `runtime.zone`: where this process runs; empty = not known. `None`: not written.
+    pub zone: Option<Arc<str>>,
     /// `state`.
     pub state: Arc<onehop_filters::contract::state::Settings>,
     /// Where it begins, for errors that no line can be blamed for.

@@ -427,6 +427,9 @@ section! {
         /// What is left out while the process has much to do, the first first, before any caller is refused.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         brownout: Vec<Spot<Optional>>,
+        /// Zone this process runs in, such as `${env.ZONE}`: services prefer endpoints in the same one. Empty = not known.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        zone: Option<String>,
     }
 }
 
@@ -521,7 +524,9 @@ all_defaults! {
     Lifecycle {
         drain: Self::default_drain(), unready: Duration::default(), outbound_until_app_exits: false,
     }
-    Runtime { workers: Self::default_workers(), max_requests: None, max_memory: None, brownout: Vec::new() }
+    Runtime {
+        workers: Self::default_workers(), max_requests: None, max_memory: None, brownout: Vec::new(), zone: None,
+    }
 }
 
 impl Admin {

@@ -104,8 +104,13 @@ fn directory(compiler: &mut Compiler<'_, '_>, plan: &Plan, errors: &mut Vec<Conf
     // Services are compiled in the order of their names.
     let services = plan.services.keys().cloned().zip((0..).map(ServiceId)).collect();
     let http1 = plan.routes.iter().filter_map(|route| Some((route.name.to_string(), http1(plan, route)?)));
-    let mut directory =
-        Directory { services, http1: http1.collect(), state: plan.state.clone(), ..Directory::default() };
+    let mut directory = Directory {
+        services,
+        http1: http1.collect(),
+        zone: plan.zone.clone(),
+        state: plan.state.clone(),
+        ..Directory::default()
+    };
     for (name, p) in &plan.plans {
         let made = ConsumerPlan { name: name.as_str().into(), priority: p.priority, sections: p.sections.clone() };
         directory.plans.insert(name.clone(), Arc::new(made));
