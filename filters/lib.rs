@@ -61,6 +61,7 @@ pub const BUILTIN: &[Entry] = &[
     mesh::balance::ring_hash::ENTRY,
     mesh::balance::maglev::ENTRY,
     mesh::retry::ENTRY,
+    mesh::adaptive_concurrency::ENTRY,
     mesh::circuit_breaker::ENTRY,
     mesh::outlier_detection::ENTRY,
     mesh::health_check::ENTRY,

@@ -304,6 +304,11 @@ pub trait Gate: Send + Sync + 'static {
     fn release(&self, endpoint: Option<&Endpoint>) {
         let _ = endpoint;
     }
+    /// What `/endpoints` shows of it beside the endpoints, and under which key.
+    fn view(&self, now: Moment) -> Option<(&'static str, serde_json::Value)> {
+        let _ = now;
+        None
+    }
 }
 
 /// An answer to [`Gate::admit`].
