@@ -48,6 +48,8 @@ pub struct Plan {
     pub max_memory: Option<u64>,
     /// `runtime.brownout`: what is left out first.
     pub brownout: Vec<Optional>,
+    /// `runtime.zone`: where this process runs; empty = not known. `None`: not written.
+    pub zone: Option<Arc<str>>,
     /// `state`.
     pub state: Arc<onehop_filters::contract::state::Settings>,
     /// Where it begins, for errors that no line can be blamed for.
@@ -224,6 +226,8 @@ pub struct Route {
     pub inherit_deadline: bool,
     /// It is on TCP listeners: `hosts` are server names, and nothing is known of requests.
     pub tcp: bool,
+    /// `carry.identity`: a call is made for the user of the incoming call that it is tied to.
+    pub carry_identity: bool,
 }
 
 /// `routes[n].sticky`.

@@ -260,6 +260,12 @@ section! {
         /// listeners and trusted proxies are believed without it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         deadline: Option<Deadline>,
+        /// On a mesh listener: this call is made for whoever made the incoming call that it is tied to, by the handle that
+        /// the application was given (`x-onehop-call`) or else by its trace. Rules, quotas and templates see that user and
+        /// consumer, and the token goes along if its identity forwards tokens and the application sets no `authorization`.
+        /// No such call, or several of different users in the trace: no identity.
+        #[serde(default)]
+        identity: bool,
     }
 
     /// One of several services.
@@ -464,6 +470,9 @@ section! {
         /// What is left out while the process has much to do, the first first, before any caller is refused.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         brownout: Vec<Spot<Optional>>,
+        /// Zone this process runs in, such as `${env.ZONE}`: services prefer endpoints in the same one. Empty = not known.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        zone: Option<String>,
     }
 }
 
@@ -563,7 +572,9 @@ all_defaults! {
     Lifecycle {
         drain: Self::default_drain(), unready: Duration::default(), outbound_until_app_exits: false,
     }
-    Runtime { workers: Self::default_workers(), max_requests: None, max_memory: None, brownout: Vec::new() }
+    Runtime {
+        workers: Self::default_workers(), max_requests: None, max_memory: None, brownout: Vec::new(), zone: None,
+    }
 }
 
 impl Admin {

@@ -2,6 +2,7 @@
 
 pub mod attempt;
 mod callout;
+mod carry;
 mod claims;
 pub mod deadline;
 pub mod embed;

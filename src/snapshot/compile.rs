@@ -62,7 +62,7 @@ pub fn compile(compiler: &mut Compiler<'_, '_>, plan: &Plan, generation: u64) ->
     let incoming = listeners.iter().any(Listener::is_outbound).then(|| {
         compiler.build(plan, &directory, "carry".to_owned(), plan.span).keep("incoming", "", Incoming::default)
     });
-    let incoming = incoming.filter(|_| plan.routes.iter().any(|route| route.inherit_deadline));
+    let incoming = incoming.filter(|_| plan.routes.iter().any(|route| route.inherit_deadline || route.carry_identity));
     let (Some((access_log, tracer)), true) = (logs, errors.is_empty()) else { return Err(errors) };
     Ok(Snapshot {
         generation,
@@ -78,6 +78,7 @@ pub fn compile(compiler: &mut Compiler<'_, '_>, plan: &Plan, generation: u64) ->
         overload,
         lifecycle: plan.lifecycle.clone(),
         directory,
+        carries_identity: incoming.is_some() && plan.routes.iter().any(|route| route.carry_identity),
         incoming,
     })
 }
@@ -103,8 +104,13 @@ fn directory(compiler: &mut Compiler<'_, '_>, plan: &Plan, errors: &mut Vec<Conf
     // Services are compiled in the order of their names.
     let services = plan.services.keys().cloned().zip((0..).map(ServiceId)).collect();
     let http1 = plan.routes.iter().filter_map(|route| Some((route.name.to_string(), http1(plan, route)?)));
-    let mut directory =
-        Directory { services, http1: http1.collect(), state: plan.state.clone(), ..Directory::default() };
+    let mut directory = Directory {
+        services,
+        http1: http1.collect(),
+        zone: plan.zone.clone(),
+        state: plan.state.clone(),
+        ..Directory::default()
+    };
     for (name, p) in &plan.plans {
         let made = ConsumerPlan { name: name.as_str().into(), priority: p.priority, sections: p.sections.clone() };
         directory.plans.insert(name.clone(), Arc::new(made));
@@ -311,6 +317,7 @@ fn routes(
                     idle_timeout: route.idle_timeout,
                     body_limit: route.body_limit,
                     inherit_deadline: route.inherit_deadline,
+                    carry_identity: route.carry_identity,
                     known,
                     action,
                     metrics: RouteMetrics::new(compiler.metrics, &route.name),
@@ -413,8 +420,11 @@ fn listeners(plan: &Plan, own: &[OwnPaths], errors: &mut Vec<ConfigError>) -> Ve
         let own =
             own.iter().filter(|own| listener.tcp.is_none() && own.is_on(name)).map(|own| (own.spec.clone(), own.route));
         let inherits = mine.clone().any(|(route, _)| route.inherit_deadline);
+        let carries = inherits || mine.clone().any(|(route, _)| route.carry_identity);
         match Table::build(mine.map(|(route, i)| (RouteSpec::from(route), i)).chain(own)) {
-            Ok(table) => listeners.push(Listener { plan: listener.clone(), table, stranger: None, inherits }),
+            Ok(table) => {
+                listeners.push(Listener { plan: listener.clone(), table, stranger: None, inherits, carries });
+            }
             Err(e) => errors.push(ConfigError::at(listener.span, e.to_string())),
         }
     }
@@ -460,6 +470,7 @@ pub(super) fn unrouted(metrics: &Arc<Registry>) -> Route {
         idle_timeout: None,
         body_limit: None,
         inherit_deadline: false,
+        carry_identity: false,
         action: Action::Nothing,
         metrics: RouteMetrics::new(metrics, &"".into()),
     }

@@ -10,7 +10,7 @@ use super::super::env::literal;
 use super::super::plan::{Action, Canned, Match, PathMatch, PathRewrite, Redirect, Route, Sticky, ValueMatch};
 use super::super::raw;
 use super::listener::limit;
-use super::section::{keys, split_help, without};
+use super::section::{keys, split_help};
 use super::{HEADER_NAME, Lower, Slot};
 
 /// Largest compiled form of one regex.
@@ -39,7 +39,6 @@ impl Lower<'_> {
 
     fn route(&mut self, node: &Node, engine: &[String], filters: &[&str]) -> Option<Route> {
         let (own, others) = self.split(node, engine, filters)?;
-        let own = self.carry(&own);
         let mut raw: raw::Route = self.read(&own)?;
         let tcp = self.on_tcp(&raw);
         if tcp {
@@ -84,7 +83,8 @@ impl Lower<'_> {
             body_limit: raw.body_limit.map(|s| if s.0 == 0 { u64::MAX } else { s.0 }),
             sticky,
             action: action?,
-            inherit_deadline: raw.carry.is_some_and(|c| c.deadline.is_some()),
+            inherit_deadline: raw.carry.as_ref().is_some_and(|c| c.deadline.is_some()),
+            carry_identity: raw.carry.is_some_and(|c| c.identity),
             tcp,
         })
     }
@@ -115,18 +115,6 @@ impl Lower<'_> {
         for (key, _) in dead {
             self.error(key.span, format!("`{}` {WHY}", key.name), format!("remove `{}`", key.name));
         }
-    }
-
-    /// `carry.identity` is in the design and not in this version.
-    fn carry(&mut self, route: &Node) -> Node {
-        let Some(carry) = route.get("carry") else { return route.clone() };
-        self.unavailable(carry, "identity", "the identity of the incoming call");
-        let mended = without(carry, "identity");
-        let mut route = route.clone();
-        if let Value::Map(m) = &mut route.value {
-            m.iter_mut().filter(|(k, _)| k.name == "carry").for_each(|(_, n)| *n = mended.clone());
-        }
-        route
     }
 
     /// Lower-case; a wildcard is the whole first label. RFC 1123 section 2.1 letters; underscores occur inside meshes.
