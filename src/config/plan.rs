@@ -2,13 +2,14 @@
 //! What filters own stays a [`Node`] until `snapshot/compile` hands it to them.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderMap, Method, StatusCode};
 use ipnet::IpNet;
+use onehop_filters::contract::networks::Networks;
 use onehop_filters::contract::principal::Priority;
 use onehop_filters::contract::{ConfigError, Node, Optional, Span, Spot};
 
@@ -99,12 +100,30 @@ pub struct Listener {
     pub capture: Option<Capture>,
     /// `unknownHosts: passthrough`; default deny.
     pub passthrough: bool,
+    /// `ipRules`: who may connect; `None` = everybody.
+    pub clients: Option<Arc<Clients>>,
     pub limits: Limits,
     pub paths: Paths,
     /// `via: true` adds a Via field both ways (RFC 9110 section 7.6.3).
     pub via: bool,
     /// `acceptBalance: true`: one acceptor hands connections to workers in turn, for few long h2 connections.
     pub accept_balance: bool,
+}
+
+/// `listeners.NAME.ipRules`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Clients {
+    /// `None`: everybody. Empty: nobody.
+    pub allow: Option<Networks>,
+    pub deny: Networks,
+}
+
+impl Clients {
+    /// Whether an address may connect.
+    #[must_use]
+    pub fn admit(&self, ip: IpAddr) -> bool {
+        !self.deny.contains(ip) && self.allow.as_ref().is_none_or(|allow| allow.contains(ip))
+    }
 }
 
 /// What is known of a connection of a TCP listener before it is passed on.
@@ -165,6 +184,8 @@ pub struct Limits {
     pub body: Option<u64>,
     pub streams: u32,
     pub connections: usize,
+    /// `connectionsPerClient`; `None` = no limit.
+    pub per_client: Option<usize>,
     pub head_timeout: Duration,
     pub body_idle_timeout: Duration,
     pub idle_timeout: Duration,

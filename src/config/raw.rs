@@ -100,6 +100,9 @@ section! {
         /// Default deny.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         unknown_hosts: Option<UnknownHosts>,
+        /// Who may connect at all.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        ip_rules: Option<Spot<Clients>>,
         #[serde(default)]
         limits: Limits,
         #[serde(default)]
@@ -110,6 +113,17 @@ section! {
         /// One acceptor hands connections to workers in turn.
         #[serde(default)]
         accept_balance: bool,
+    }
+
+    /// Which addresses may connect: those of the socket, or of the PROXY header, before TLS and before any route. Never what
+    /// forwarding fields say; for those there is `ipRules` of a route. Connections that stand are not judged again.
+    Clients {
+        /// Addresses and networks; the client must be in one of them. An empty list allows nobody. Default everybody.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        allow: Option<Vec<Spot<String>>>,
+        /// Addresses and networks; the client may be in none of them. Wins over `allow`.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        deny: Vec<Spot<String>>,
     }
 
     /// TLS of a listener: `mode`, or certificates.
@@ -156,6 +170,9 @@ section! {
         /// Open connections.
         #[serde(default = "Limits::default_connections")]
         connections: Spot<u64>,
+        /// Open connections of one client: of an IPv4 address, or of the 64 bits that name an IPv6 network. Default no limit.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        connections_per_client: Option<Spot<u64>>,
         #[serde(default = "Limits::default_handshake")]
         head_timeout: Duration,
         #[serde(default = "Limits::default_body_idle")]
@@ -555,7 +572,7 @@ all_defaults! {
     Admin { bind: Self::default_bind() }
     Limits {
         head: Self::default_head(), uri: Self::default_uri(), fields: Self::default_fields(), body: None,
-        streams: Self::default_streams(), connections: Self::default_connections(),
+        streams: Self::default_streams(), connections: Self::default_connections(), connections_per_client: None,
         head_timeout: Self::default_handshake(), body_idle_timeout: Self::default_body_idle(),
         idle_timeout: Self::default_idle(), tls_timeout: Self::default_handshake(), requests: None,
     }
