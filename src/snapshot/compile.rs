@@ -24,7 +24,7 @@ use super::split::Split;
 use super::{Action, Fallback, Link, Listener, Route, Snapshot, Target};
 use crate::config::plan::{self, Plan};
 use crate::observe::access_log::AccessLog;
-use crate::observe::metrics::{EngineMetrics, RouteMetrics, ServiceMetrics};
+use crate::observe::metrics::{EngineMetrics, RouteMetrics, ServiceMetrics, TcpMetrics};
 use crate::observe::spans::Tracer;
 use crate::route::{RouteSpec, Table};
 use crate::upstream::passthrough::Passthrough;
@@ -204,7 +204,20 @@ fn target(
         plan::Fallback::Respond(canned) => Some(Fallback::Respond(canned.clone())),
         plan::Fallback::Service(name) => position(plan, name).map(Fallback::Target),
     });
-    Ok(Target { service: made, upstream, fallback, metrics: ServiceMetrics::new(&metrics, &service.name) })
+    let tcp = gets_connections(plan, &service.name).then(|| TcpMetrics::new(&metrics, &service.name));
+    Ok(Target { service: made, upstream, fallback, metrics: ServiceMetrics::new(&metrics, &service.name), tcp })
+}
+
+/// Whether a TCP listener passes connections to the service, or does when another fails.
+fn gets_connections(plan: &Plan, service: &str) -> bool {
+    let falls_back_here = |name: &String| {
+        let fallback = plan.services.get(name).and_then(|s| s.fallback.as_ref());
+        matches!(fallback, Some(plan::Fallback::Service(other)) if other == service)
+    };
+    plan.routes.iter().filter(|route| route.tcp).any(|route| match &route.action {
+        plan::Action::Forward(to) => to.iter().any(|(name, _)| name == service || falls_back_here(name)),
+        _ => false,
+    })
 }
 
 /// Services are compiled in the order of their names; a position is the rank of the name.
@@ -256,10 +269,12 @@ fn connections(
         tls: tls.map(|(tls, _)| tls.clone()),
         connect_timeout: service.connect_timeout,
         pool_idle: service.pool_idle,
+        proxy_protocol: service.proxy_protocol,
         default_name: default_name(&service.discover.1).and_then(|n| ServerName::try_from(n).ok()),
         ..upstream::Settings::new(service.name.clone())
     };
-    let shape = format!("{:?} {}", service.protocol, tls.map_or("", |(_, shape)| shape));
+    let spoken = (service.protocol, service.proxy_protocol);
+    let shape = format!("{spoken:?} {}", tls.map_or("", |(_, shape)| shape));
     let kept = build.keep("upstream", &shape, || Upstream::new(settings.clone()));
     let adjusted = kept.clone();
     build.at_publish(move || adjusted.adjust(settings));
@@ -274,7 +289,8 @@ fn routes(
 ) -> Vec<Route> {
     let mut routes = Vec::with_capacity(plan.routes.len());
     for route in &plan.routes {
-        let made = chain(compiler, plan, directory, route);
+        // Filters know requests.
+        let made = if route.tcp { Ok((Box::default(), 0)) } else { chain(compiler, plan, directory, route) };
         let action = action(plan, route).map_err(|e| errors.push(e)).ok();
         match made {
             Ok((chain, known)) => {
@@ -395,12 +411,13 @@ fn chain(
 fn listeners(plan: &Plan, own: &[OwnPaths], errors: &mut Vec<ConfigError>) -> Vec<Listener> {
     let mut listeners = Vec::with_capacity(plan.listeners.len());
     for (name, listener) in &plan.listeners {
-        let mine = plan
-            .routes
-            .iter()
-            .zip(0u32..)
-            .filter(|(r, _)| r.listeners.as_ref().is_none_or(|names| names.iter().any(|n| n == name)));
-        let own = own.iter().filter(|own| own.is_on(name)).map(|own| (own.spec.clone(), own.route));
+        let mine = plan.routes.iter().zip(0u32..).filter(|(r, _)| match &r.listeners {
+            Some(names) => names.iter().any(|n| n == name),
+            // Every listener that takes requests.
+            None => listener.tcp.is_none(),
+        });
+        let own =
+            own.iter().filter(|own| listener.tcp.is_none() && own.is_on(name)).map(|own| (own.spec.clone(), own.route));
         let inherits = mine.clone().any(|(route, _)| route.inherit_deadline);
         let carries = inherits || mine.clone().any(|(route, _)| route.carry_identity);
         match Table::build(mine.map(|(route, i)| (RouteSpec::from(route), i)).chain(own)) {

@@ -19,7 +19,7 @@ use onehop_filters::contract::{Authenticator, Directory, Filter, RouteInfo};
 
 use crate::config::plan;
 use crate::observe::access_log::AccessLog;
-use crate::observe::metrics::{EngineMetrics, RouteMetrics, ServiceMetrics};
+use crate::observe::metrics::{EngineMetrics, RouteMetrics, ServiceMetrics, TcpMetrics};
 use crate::observe::spans::Tracer;
 use crate::route::Table;
 use crate::upstream::Upstream;
@@ -147,6 +147,8 @@ pub struct Target {
     pub fallback: Option<Fallback>,
     /// Its handles.
     pub metrics: ServiceMetrics,
+    /// Those of its connections, if TCP listeners pass any to it.
+    pub tcp: Option<TcpMetrics>,
 }
 
 /// See [`plan::Fallback`].
