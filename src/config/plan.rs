@@ -260,6 +260,8 @@ pub enum Action {
     Redirect(Redirect),
     /// `respond`.
     Respond(Arc<Canned>),
+    /// The last of its filters answers: a key of [`onehop_filters::contract::Role::Answer`].
+    Filter,
 }
 
 /// `redirect`.

@@ -29,6 +29,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use smallvec::SmallVec;
 
 use self::core::Charge;
+use crate::api::catalogue;
 use crate::contract::filter::{Filter, Needs, Step, Verdict};
 use crate::contract::scratch::Failure;
 use crate::contract::trail::Outcome;
@@ -58,7 +59,7 @@ pub const ENTRY: Entry = Entry {
 /// A plan's quota acts wherever consumers are told apart; asking what is left is free.
 fn implied(route: &RouteView<'_>, directory: &Directory) -> bool {
     route.keys.contains(&"auth")
-        && !route.keys.contains(&usage::NAME)
+        && !route.keys.iter().any(|key| [usage::NAME, catalogue::NAME].contains(key))
         && directory.plans.values().any(|p| p.sections.contains_key(NAME))
 }
 

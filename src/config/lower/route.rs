@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use onehop_filters::contract::section::{Key, Value, suggest};
-use onehop_filters::contract::{Node, Span, Spot};
+use onehop_filters::contract::{Node, Role, Span, Spot};
 
 use super::super::env::literal;
 use super::super::plan::{Action, Canned, Match, PathMatch, PathRewrite, Redirect, Route, Sticky, ValueMatch};
@@ -57,7 +57,7 @@ impl Lower<'_> {
         let hosts = raw.hosts.iter().filter_map(|h| self.host(h)).collect();
         let matches = raw.matches.iter().filter_map(|m| self.matching(m)).collect();
         let upgrades = raw.upgrades.iter().filter_map(|u| self.upgrade(u)).collect();
-        let action = self.action(&raw, &own);
+        let action = self.action(&raw, &own, &others);
         let sticky = self.sticky(&raw);
         Some(Route {
             name: Arc::from(raw.name.value.as_str()),
@@ -260,9 +260,13 @@ impl Lower<'_> {
         Some(Arc::from(lower.as_str()))
     }
 
-    fn action(&mut self, raw: &raw::Route, node: &Node) -> Option<Action> {
-        let found: Vec<_> =
-            node.entries().iter().filter(|(k, _)| matches!(k.name.as_str(), "to" | "redirect" | "respond")).collect();
+    fn action(&mut self, raw: &raw::Route, node: &Node, others: &[(Key, Node)]) -> Option<Action> {
+        let own = node.entries().iter().filter(|(k, _)| matches!(k.name.as_str(), "to" | "redirect" | "respond"));
+        let answers = |key: &Key| {
+            self.entries.iter().any(|entry| entry.name == key.name && matches!(entry.role, Role::Answer(_)))
+        };
+        let others = others.iter().filter(|(key, _)| answers(key));
+        let found: Vec<&Key> = own.chain(others).map(|(key, _)| key).collect();
         match found.as_slice() {
             [_] => {}
             [] => {
@@ -271,7 +275,7 @@ impl Lower<'_> {
                 self.error(name.span, message, "add one of `to`, `redirect`, `respond`");
                 return None;
             }
-            [(first, _), (second, _), ..] => {
+            [first, second, ..] => {
                 let message = format!("`{}` and `{}` exclude each other", first.name, second.name);
                 self.error(second.span, message, "keep one of `to`, `redirect`, `respond`");
                 return None;
@@ -283,7 +287,10 @@ impl Lower<'_> {
         if let Some(redirect) = &raw.redirect {
             return self.redirect(redirect, node).map(Action::Redirect);
         }
-        self.canned(raw.respond.as_ref()?).map(|c| Action::Respond(Arc::new(c)))
+        match &raw.respond {
+            Some(respond) => self.canned(respond).map(|c| Action::Respond(Arc::new(c))),
+            None => Some(Action::Filter),
+        }
     }
 
     fn sticky(&mut self, raw: &raw::Route) -> Option<Sticky> {

@@ -7,7 +7,7 @@ use http::{HeaderValue, Response};
 use parking_lot::Mutex;
 use schemars::JsonSchema;
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::seconds;
 use super::window::Window;
@@ -66,6 +66,32 @@ impl Register {
         let all = self.all.lock();
         all.iter().flat_map(|(_, windows)| windows).filter_map(Weak::upgrade).collect()
     }
+
+    /// Who a caller is to us, and what it has left of every limit that counts it, but of limits of routes that are not
+    /// `shown`.
+    pub fn told(&self, rq: &RequestCx, shown: impl Fn(&str) -> bool) -> Map<String, Value> {
+        let plan = rq.consumer.as_ref().and_then(|c| c.plan.as_ref()).map(|p| format!("plans.{}", p.name));
+        let mut seen = Vec::new();
+        let mut limits = Vec::new();
+        for window in self.windows() {
+            let mine = match window.owner.starts_with("plans.") {
+                true => plan.as_deref() == Some(&*window.owner),
+                // What a caller only claims to be, it could claim of others.
+                false => window.by.is_identity() && shown(&window.owner),
+            };
+            if !mine || window.shadow || seen.contains(&window.identity()) {
+                continue;
+            }
+            seen.push(window.identity());
+            limits.extend(told(&window, rq));
+        }
+        let mut told = Map::new();
+        told.insert("consumer".to_owned(), rq.consumer.as_ref().map(|c| &*c.name).into());
+        told.insert("plan".to_owned(), rq.consumer.as_ref().and_then(|c| c.plan.as_ref()).map(|p| &*p.name).into());
+        told.insert("user".to_owned(), rq.user.as_ref().map(|u| &*u.subject).into());
+        told.insert("limits".to_owned(), limits.into());
+        told
+    }
 }
 
 struct Teller(Arc<Register>);
@@ -79,27 +105,7 @@ fn build(node: Option<&Node>, build: &mut Build<'_>) -> Result<Arc<dyn Filter>, 
 
 impl Filter for Teller {
     fn on_request<'a>(&'a self, rq: &'a mut RequestCx) -> Step<'a> {
-        let plan = rq.consumer.as_ref().and_then(|c| c.plan.as_ref()).map(|p| format!("plans.{}", p.name));
-        let mut seen = Vec::new();
-        let mut limits = Vec::new();
-        for window in self.0.windows() {
-            let mine = match window.owner.starts_with("plans.") {
-                true => plan.as_deref() == Some(&*window.owner),
-                // What a caller only claims to be, it could claim of others.
-                false => window.by.is_identity(),
-            };
-            if !mine || window.shadow || seen.contains(&window.identity()) {
-                continue;
-            }
-            seen.push(window.identity());
-            limits.extend(told(&window, rq));
-        }
-        let body = json!({
-            "consumer": rq.consumer.as_ref().map(|c| &*c.name),
-            "plan": rq.consumer.as_ref().and_then(|c| c.plan.as_ref()).map(|p| &*p.name),
-            "user": rq.user.as_ref().map(|u| &*u.subject),
-            "limits": limits,
-        });
+        let body = Value::Object(self.0.told(rq, |_| true));
         let mut reply = Response::new(Body::full(format!("{body}\n")));
         reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         reply.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
