@@ -175,7 +175,7 @@ fn surfaces(entries: &[Entry], plan: &Plan) -> Vec<Surface> {
 /// A service of the route that only speaks HTTP/1.1.
 fn http1(plan: &Plan, route: &plan::Route) -> Option<String> {
     let plan::Action::Forward(to) = &route.action else { return None };
-    let mut names = to.iter().map(|(name, _)| name);
+    let mut names = to.iter().map(|callee| &callee.service);
     let found = names.find(|name| plan.services.get(*name).is_some_and(|s| s.protocol == plan::Protocol::H1))?;
     Some(found.clone())
 }
@@ -365,7 +365,8 @@ fn action(plan: &Plan, route: &plan::Route) -> Result<Action, ConfigError> {
     Ok(match &route.action {
         plan::Action::Forward(to) => {
             let targets: Vec<(usize, u32)> = callees(plan, to).map(|(service, weight)| (service.0, weight)).collect();
-            let split = Split::new(&targets);
+            let edits = to.iter().filter_map(|c| Some((position(plan, &c.service)?, c.edits.clone()?)));
+            let split = Split::new(&targets).edited(edits);
             Action::Forward(match &route.sticky {
                 Some(sticky) => split.sticky(sticky, to)?,
                 None => split,
@@ -379,8 +380,8 @@ fn action(plan: &Plan, route: &plan::Route) -> Result<Action, ConfigError> {
 }
 
 /// The services of a split, by position.
-fn callees<'a>(plan: &'a Plan, to: &'a [(String, u32)]) -> impl Iterator<Item = (ServiceId, u32)> + 'a {
-    to.iter().filter_map(|(name, weight)| Some((ServiceId(position(plan, name)?), *weight)))
+fn callees<'a>(plan: &'a Plan, to: &'a [plan::Callee]) -> impl Iterator<Item = (ServiceId, u32)> + 'a {
+    to.iter().filter_map(|callee| Some((ServiceId(position(plan, &callee.service)?), callee.weight)))
 }
 
 /// Builds the filters of a route in the order of their phases, which is not the user's to get wrong. Also how many of
