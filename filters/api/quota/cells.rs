@@ -3,24 +3,18 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use foldhash::fast::FixedState;
 use parking_lot::Mutex;
 
 use super::core::{Meter, Rate};
 use super::saved::{Form, Persist, Table};
+use super::slots::{Slots, Writer};
 use crate::api::caller::{Id, Key};
 use crate::contract::metrics::{Counter, Gauge};
 use crate::contract::{Moment, now};
 
 const SHARDS: usize = 64;
-
-type Shard = HashMap<Key, Cell, FixedState>;
-
-struct Cell {
-    value: AtomicU64,
-    /// Its caller, for what is saved.
-    id: Id,
-}
+/// How many cells are looked at to find one that can be forgotten.
+const SAMPLE: usize = 16;
 
 /// What cells are counted by.
 #[derive(Clone)]
@@ -33,16 +27,14 @@ pub struct Tracks {
 
 /// Cells by key. Lives on across reloads.
 pub struct Cells {
-    /// Workers contend for a shard only when they serve keys of one shard at the same moment, and for a look-up and one
-    /// compare-and-swap at most; never over a wait.
-    shards: Box<[Mutex<Shard>]>,
+    /// A caller that is known is found and charged without a lock: one pointer, a look or two, one compare-and-swap.
+    shards: Box<[Slots]>,
     /// Of [`Key::ALL`]: reached without a lock.
     all: AtomicU64,
     per_shard: usize,
     /// The rate the cells were last charged at; `None` for a calendar. Contended by reloads and saves only.
     rate: Mutex<Option<Rate>>,
-    /// What an earlier process counted and nobody has asked for yet. Contended as `shards`, and only on first sight of a
-    /// caller.
+    /// What an earlier process counted and nobody has asked for yet. Contended only on first sight of a caller.
     earlier: Mutex<HashMap<Id, u64>>,
     tracks: Tracks,
 }
@@ -54,7 +46,7 @@ impl Cells {
         let shards = if max_keys < 64 * SHARDS { 1 } else { SHARDS };
         let mut earlier = saved.live(rate);
         Self {
-            shards: (0..shards).map(|_| Mutex::default()).collect(),
+            shards: (0..shards).map(|_| Slots::default()).collect(),
             all: AtomicU64::new(earlier.remove(&Id::default()).unwrap_or(0)),
             per_shard: max_keys.div_ceil(shards).max(1),
             rate: Mutex::new(rate),
@@ -69,20 +61,18 @@ impl Cells {
             return act(&self.all);
         }
         let shard = self.shard(key);
-        if let Some(cell) = shard.lock().get(&key) {
-            return act(&cell.value);
+        if let Some(cell) = shard.find(key).value() {
+            return act(cell);
         }
         // Not under the lock: it may take an expression and a digest.
         let id = id();
-        let mut cells = shard.lock();
-        if !cells.contains_key(&key) {
-            if cells.len() >= self.per_shard {
-                self.make_room(&mut cells, meter);
-            }
+        let earlier = || self.earlier.lock().remove(&id).unwrap_or(0);
+        let room = |shard: &Slots, writer: &mut Writer| self.make_room(shard, writer, meter);
+        let (cell, new) = shard.enter(key, id, self.per_shard, room, earlier);
+        if new {
             self.tracks.keys.add(1);
         }
-        let earlier = || Cell { value: AtomicU64::new(self.earlier.lock().remove(&id).unwrap_or(0)), id };
-        act(&cells.entry(key).or_insert_with(earlier).value)
+        act(&cell.value)
     }
 
     /// Acts on the cell of a key, or on what it would be.
@@ -90,8 +80,8 @@ impl Cells {
         if key == Key::ALL {
             return act(&self.all);
         }
-        if let Some(cell) = self.shard(key).lock().get(&key) {
-            return act(&cell.value);
+        if let Some(cell) = self.shard(key).find(key).value() {
+            return act(cell);
         }
         act(&AtomicU64::new(self.earlier.lock().get(&id()).copied().unwrap_or(0)))
     }
@@ -101,12 +91,12 @@ impl Cells {
         if key == Key::ALL {
             return act(&self.all);
         }
-        if let Some(cell) = self.shard(key).lock().get(&key) {
-            act(&cell.value);
+        if let Some(cell) = self.shard(key).find(key).value() {
+            act(cell);
         }
     }
 
-    fn shard(&self, key: Key) -> &Mutex<Shard> {
+    fn shard(&self, key: Key) -> &Slots {
         &self.shards[key.spread() % self.shards.len()]
     }
 
@@ -119,33 +109,31 @@ impl Cells {
         };
         retune(&self.all);
         for shard in &self.shards {
-            shard.lock().values().for_each(|cell| retune(&cell.value));
+            shard.each(|cell| retune(&cell.value));
         }
         self.earlier.lock().values_mut().for_each(|tat| *tat = before.retuned(*tat, rate, now));
     }
 
     /// Forgets full buckets, which changes nothing; if there are none, the fullest of a few. That one gains at most its
     /// refill, where refusing new keys would let one flood of keys shut out everybody else.
-    fn make_room(&self, cells: &mut Shard, meter: Meter) {
-        let before = cells.len();
+    fn make_room(&self, shard: &Slots, writer: &mut Writer, meter: Meter) {
+        let sample = shard.sample(writer, SAMPLE);
+        let fullest = sample.iter().min_by_key(|cell| meter.debt(cell.value.load(Relaxed)));
+        let Some(fullest) = fullest else { return };
         // Looking at all of them is worth it only where a sample says that some are full.
-        let sampled = cells.iter().take(16).map(|(k, c)| (*k, c.value.load(Relaxed)));
-        match sampled.min_by_key(|(_, value)| meter.debt(*value)) {
-            Some((_, value)) if meter.is_full(value) => cells.retain(|_, c| !meter.is_full(c.value.load(Relaxed))),
-            Some((fullest, _)) => {
-                cells.remove(&fullest);
-                self.tracks.evicted.inc();
-            }
-            None => {}
-        }
-        let gone = before - cells.len();
-        debug_assert!(gone > 0, "there is room now");
+        let gone = if meter.is_full(fullest.value.load(Relaxed)) {
+            shard.retain(writer, |value| !meter.is_full(value))
+        } else {
+            Slots::forget(writer, fullest);
+            self.tracks.evicted.inc();
+            1
+        };
         self.tracks.keys.add(-i64::try_from(gone).unwrap_or(0));
     }
 
     /// Keys remembered.
     pub fn len(&self) -> usize {
-        self.shards.iter().map(|s| s.lock().len()).sum()
+        self.shards.iter().map(Slots::len).sum()
     }
 }
 
@@ -161,8 +149,7 @@ impl Persist for Cells {
         let mut values: Vec<(Id, u64)> = self.earlier.lock().iter().map(|(id, value)| (*id, *value)).collect();
         values.push((Id::default(), self.all.load(Relaxed)));
         for shard in &self.shards {
-            // One shard after the other: a worker waits for the copy of one, not of all.
-            values.extend(shard.lock().values().map(|cell| (cell.id, cell.value.load(Relaxed))));
+            shard.each(|cell| values.push((cell.id, cell.value.load(Relaxed))));
         }
         Table::of(form, values, now())
     }

@@ -13,6 +13,7 @@ pub mod guard;
 mod saved;
 mod service;
 mod shared;
+mod slots;
 mod store;
 #[cfg(test)]
 mod tests;
