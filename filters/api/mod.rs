@@ -1,5 +1,6 @@
 //! API management: request scope.
 
+mod accept;
 mod answers;
 pub mod api_key;
 pub mod auth;
@@ -23,10 +24,12 @@ pub mod introspection;
 pub mod ip_rules;
 pub mod jose;
 pub mod jwt;
+pub mod left;
 pub mod maintenance;
 pub mod mirror;
 pub mod mtls;
 pub mod oidc;
+mod openapi;
 pub mod quota;
 pub mod signature;
 pub mod transcode;

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::place::Place;
-use crate::api::validate::server_path;
+use crate::api::openapi::server_path;
 use crate::api::watched::{self, Compiled};
 use crate::contract::mesh::stable_hash;
 

@@ -18,13 +18,13 @@ use self::config::Config;
 use self::describe::Described;
 use self::document::Origin;
 use self::page::{Entry as Row, List};
-use super::error_pages::prefers_html;
-use super::quota::usage::Register;
+use crate::api::accept::prefers_html;
+use crate::api::left::{CATALOGUE, Register};
 use crate::contract::filter::{Filter, Step};
 use crate::contract::{Body, Build, ConfigError, Entry, Fault, Node, Reason, RequestCx, Role, ShownPath, Spot};
 
 /// Its key.
-pub const NAME: &str = "catalogue";
+pub const NAME: &str = CATALOGUE;
 
 /// See the module.
 pub const ENTRY: Entry = Entry {

@@ -17,7 +17,6 @@ use http_body::Body as _;
 use jsonschema::Validator;
 use serde_json::Value;
 
-pub use self::openapi::server_path;
 use self::openapi::{Api, Found, Spot as Place};
 use self::params::Types;
 use self::schema::Folder;

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::params::{Style, Types};
 use super::schema::{self, Folder, Library};
+use crate::api::openapi::server_path;
 use crate::api::watched;
 use crate::contract::Mistake;
 
@@ -173,16 +174,6 @@ impl Api {
     pub fn operation(&self, Spot(i, o): Spot) -> &Operation {
         &self.paths[i].operations[o].1
     }
-}
-
-/// The path of the first server.
-pub fn server_path(document: &Value) -> String {
-    let url = document.pointer("/servers/0/url").and_then(Value::as_str).unwrap_or_default();
-    let path = match url.split_once("://") {
-        Some((_, rest)) => rest.find('/').map_or("", |at| &rest[at..]),
-        None => url,
-    };
-    if path.contains('{') { String::new() } else { path.trim_end_matches('/').to_owned() }
 }
 
 /// 3.0's own words for what JSON Schema says otherwise.
