@@ -5,16 +5,16 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use parking_lot::Mutex;
 
-use super::core::{Meter, Rate};
+use super::core::{MOVED, Meter, Rate};
 use super::saved::{Form, Persist, Table};
-use super::slots::{Slots, Writer};
+use super::slots::{Bounds, Slots};
 use crate::api::caller::{Id, Key};
 use crate::contract::metrics::{Counter, Gauge};
 use crate::contract::{Moment, now};
 
 const SHARDS: usize = 64;
-/// How many cells are looked at to find one that can be forgotten.
-const SAMPLE: usize = 16;
+/// Of a cell that stands in no table.
+const STAYS: &str = "only cells of tables move";
 
 /// What cells are counted by.
 #[derive(Clone)]
@@ -45,6 +45,8 @@ impl Cells {
         // Few keys in one shard, so that the bound is exact where it is small.
         let shards = if max_keys < 64 * SHARDS { 1 } else { SHARDS };
         let mut earlier = saved.live(rate);
+        // A file may say anything.
+        earlier.values_mut().for_each(|value| *value = (*value).min(MOVED - 1));
         Self {
             shards: (0..shards).map(|_| Slots::default()).collect(),
             all: AtomicU64::new(earlier.remove(&Id::default()).unwrap_or(0)),
@@ -55,45 +57,46 @@ impl Cells {
         }
     }
 
-    /// Acts on the cell of a key, which is made at first use. `id`: the key's caller, asked for only then.
-    pub fn with<T>(&self, key: Key, meter: Meter, id: impl FnOnce() -> Id, act: impl FnOnce(&AtomicU64) -> T) -> T {
+    /// Acts on the cell of a key, which is made at first use. `id`: the key's caller, asked for only then. The act gives
+    /// `None` for a cell that is [`MOVED`], and is then asked again.
+    pub fn with<T>(&self, key: Key, meter: Meter, id: impl FnOnce() -> Id, act: impl Fn(&AtomicU64) -> Option<T>) -> T {
+        if key == Key::ALL {
+            return act(&self.all).expect(STAYS);
+        }
+        let shard = self.shard(key);
+        if let Some(given) = shard.find(key, &act) {
+            return given;
+        }
+        // Not under the lock: it may take an expression and a digest.
+        let id = id();
+        let bounds = Bounds { most: self.per_shard, is_full: |v: u64| meter.is_full(v), debt: |v: u64| meter.debt(v) };
+        let earlier = || self.earlier.lock().remove(&id).unwrap_or(0);
+        let entered = shard.enter((key, id), bounds, earlier, act);
+        let gone = i64::try_from(entered.forgotten).unwrap_or(0);
+        if entered.new && gone != 1 {
+            self.tracks.keys.add(1 - gone);
+        }
+        if entered.evicted {
+            self.tracks.evicted.inc();
+        }
+        entered.given
+    }
+
+    /// Acts on the cell of a key, or on what it would be.
+    pub fn look<T>(&self, key: Key, id: impl FnOnce() -> Id, act: impl Fn(&AtomicU64) -> Option<T>) -> T {
+        self.amend(key, &act).unwrap_or_else(|| {
+            let earlier = self.earlier.lock().get(&id()).copied().unwrap_or(0);
+            act(&AtomicU64::new(earlier)).expect(STAYS)
+        })
+    }
+
+    /// Acts on the cell of a key if it is still there.
+    pub fn amend<T>(&self, key: Key, act: impl Fn(&AtomicU64) -> Option<T>) -> Option<T> {
         if key == Key::ALL {
             return act(&self.all);
         }
         let shard = self.shard(key);
-        if let Some(cell) = shard.find(key).value() {
-            return act(cell);
-        }
-        // Not under the lock: it may take an expression and a digest.
-        let id = id();
-        let earlier = || self.earlier.lock().remove(&id).unwrap_or(0);
-        let room = |shard: &Slots, writer: &mut Writer| self.make_room(shard, writer, meter);
-        let (cell, new) = shard.enter(key, id, self.per_shard, room, earlier);
-        if new {
-            self.tracks.keys.add(1);
-        }
-        act(&cell.value)
-    }
-
-    /// Acts on the cell of a key, or on what it would be.
-    pub fn look<T>(&self, key: Key, id: impl FnOnce() -> Id, act: impl FnOnce(&AtomicU64) -> T) -> T {
-        if key == Key::ALL {
-            return act(&self.all);
-        }
-        if let Some(cell) = self.shard(key).find(key).value() {
-            return act(cell);
-        }
-        act(&AtomicU64::new(self.earlier.lock().get(&id()).copied().unwrap_or(0)))
-    }
-
-    /// Acts on the cell of a key if it is still there.
-    pub fn amend(&self, key: Key, act: impl FnOnce(&AtomicU64)) {
-        if key == Key::ALL {
-            return act(&self.all);
-        }
-        if let Some(cell) = self.shard(key).find(key).value() {
-            act(cell);
-        }
+        shard.find(key, &act).or_else(|| shard.find_settled(key, act))
     }
 
     fn shard(&self, key: Key) -> &Slots {
@@ -105,30 +108,14 @@ impl Cells {
         let mut current = self.rate.lock();
         let Some(before) = current.replace(rate).filter(|before| *before != rate) else { return };
         let retune = |cell: &AtomicU64| {
-            let _ = cell.fetch_update(Relaxed, Relaxed, |tat| Some(before.retuned(tat, rate, now)));
+            let retuned = |tat| (tat != MOVED).then(|| before.retuned(tat, rate, now));
+            let _ = cell.fetch_update(Relaxed, Relaxed, retuned);
         };
         retune(&self.all);
         for shard in &self.shards {
-            shard.each(|cell| retune(&cell.value));
+            shard.each(|_, cell| retune(cell));
         }
         self.earlier.lock().values_mut().for_each(|tat| *tat = before.retuned(*tat, rate, now));
-    }
-
-    /// Forgets full buckets, which changes nothing; if there are none, the fullest of a few. That one gains at most its
-    /// refill, where refusing new keys would let one flood of keys shut out everybody else.
-    fn make_room(&self, shard: &Slots, writer: &mut Writer, meter: Meter) {
-        let sample = shard.sample(writer, SAMPLE);
-        let fullest = sample.iter().min_by_key(|cell| meter.debt(cell.value.load(Relaxed)));
-        let Some(fullest) = fullest else { return };
-        // Looking at all of them is worth it only where a sample says that some are full.
-        let gone = if meter.is_full(fullest.value.load(Relaxed)) {
-            shard.retain(writer, |value| !meter.is_full(value))
-        } else {
-            Slots::forget(writer, fullest);
-            self.tracks.evicted.inc();
-            1
-        };
-        self.tracks.keys.add(-i64::try_from(gone).unwrap_or(0));
     }
 
     /// Keys remembered.
@@ -149,7 +136,7 @@ impl Persist for Cells {
         let mut values: Vec<(Id, u64)> = self.earlier.lock().iter().map(|(id, value)| (*id, *value)).collect();
         values.push((Id::default(), self.all.load(Relaxed)));
         for shard in &self.shards {
-            shard.each(|cell| values.push((cell.id, cell.value.load(Relaxed))));
+            shard.each(|id, cell| values.push((*id, cell.load(Relaxed))));
         }
         Table::of(form, values, now())
     }

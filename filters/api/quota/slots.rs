@@ -1,42 +1,30 @@
 //! A map of cells that is read without a lock and written under one.
 //!
-//! The table is open-addressed and only ever gains cells: a slot that is set stays set, so that a reader needs no more than
-//! the pointer to the table and one look per slot. A cell that is forgotten is marked, and left out when the table is built
-//! anew, which is when it has to grow or too many are marked. Cells are shared between the old table and the new one, so
-//! that nothing charged meanwhile is lost.
+//! The table is open-addressed and only ever gains cells: a slot that is set stays set, so that a reader needs the pointer
+//! to the table and, as cells stand in it, one line of memory. A cell that is forgotten, or stands in a newer table, counts
+//! [`MOVED`]; whoever meets that asks again under the lock, which it gets once the new table is in force. So nothing is ever
+//! charged to a cell that no longer counts.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use arc_swap::{ArcSwapOption, Guard};
+use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 
+use super::core::MOVED;
 use crate::api::caller::{Id, Key};
 
 /// Slots of the first table.
 const FEWEST: usize = 8;
+/// How many cells are looked at to find one that can be forgotten.
+const SAMPLE: usize = 16;
 
 /// What one caller used.
-pub struct Cell {
+struct Cell {
     key: Key,
     /// The caller, for what is saved.
-    pub id: Id,
-    /// See [`super::core`].
-    pub value: AtomicU64,
-    forgotten: AtomicBool,
-}
-
-/// A cell that may be there, borrowed from the table of the moment.
-pub struct Found {
-    table: Guard<Option<Arc<Table>>>,
-    key: Key,
-}
-
-impl Found {
-    /// What it counts.
-    pub fn value(&self) -> Option<&AtomicU64> {
-        self.table.as_ref()?.find(self.key).map(|cell| &cell.value)
-    }
+    id: Id,
+    value: AtomicU64,
 }
 
 /// The cells of some keys.
@@ -47,15 +35,13 @@ pub struct Slots {
     writer: Mutex<Writer>,
 }
 
-struct Table {
-    /// A power of two of them, a quarter of which at least is free: a search ends.
-    slots: Box<[OnceLock<Arc<Cell>>]>,
-}
+/// A power of two of slots, an eighth of which at least is free: a search ends.
+struct Table(Box<[OnceLock<Cell>]>);
 
 /// What only whoever adds or forgets cells needs.
 #[derive(Default)]
-pub struct Writer {
-    /// Cells that are not forgotten.
+struct Writer {
+    /// Cells that count.
     live: usize,
     /// Slots that are set.
     set: usize,
@@ -63,115 +49,169 @@ pub struct Writer {
     hand: usize,
 }
 
+/// How much may be forgotten by whom.
+pub struct Bounds<F, D> {
+    /// Most cells.
+    pub most: usize,
+    /// Whether forgetting a cell of this value changes nothing.
+    pub is_full: F,
+    /// Orders values by how much forgetting them would give away.
+    pub debt: D,
+}
+
+/// What came of an entry.
+pub struct Entered<T> {
+    /// What the act gave.
+    pub given: T,
+    /// Whether the cell was made.
+    pub new: bool,
+    /// How many others were forgotten for it,
+    pub forgotten: usize,
+    /// and whether one of them owed something.
+    pub evicted: bool,
+}
+
+impl Cell {
+    fn counts(&self) -> bool {
+        self.value.load(Ordering::Acquire) != MOVED
+    }
+}
+
 impl Table {
     fn of(size: usize) -> Self {
-        Self { slots: (0..size).map(|_| OnceLock::new()).collect() }
+        Self((0..size).map(|_| OnceLock::new()).collect())
     }
 
-    fn find(&self, key: Key) -> Option<&Arc<Cell>> {
+    fn slot(&self, at: usize) -> &OnceLock<Cell> {
+        &self.0[at & (self.0.len() - 1)]
+    }
+
+    fn find(&self, key: Key) -> Option<&Cell> {
         let from = key.place();
-        (0..self.slots.len())
-            .map_while(|step| self.slots[from.wrapping_add(step) & (self.slots.len() - 1)].get())
-            .find(|cell| cell.key == key && !cell.forgotten.load(Ordering::Acquire))
+        (0..self.0.len())
+            .map_while(|step| self.slot(from.wrapping_add(step)).get())
+            .find(|cell| cell.key == key && cell.counts())
     }
 
-    fn add(&self, cell: Arc<Cell>) {
+    /// Takes the first free slot from the key's own place on.
+    fn add(&self, cell: Cell) {
         let mut at = cell.key.place();
-        let mut cell = Some(cell);
-        while let Some(homeless) = cell.take() {
-            cell = self.slots[at & (self.slots.len() - 1)].set(homeless).err();
+        let mut homeless = Some(cell);
+        while let Some(cell) = homeless {
+            homeless = self.slot(at).set(cell).err();
             at = at.wrapping_add(1);
         }
     }
 
-    fn live(&self) -> impl Iterator<Item = &Arc<Cell>> {
-        self.slots.iter().filter_map(OnceLock::get).filter(|cell| !cell.forgotten.load(Ordering::Acquire))
+    fn live(&self) -> impl Iterator<Item = &Cell> {
+        self.0.iter().filter_map(OnceLock::get).filter(|cell| cell.counts())
     }
 }
 
 impl Slots {
-    /// The cell of a key, if there is one. Takes no lock; a charge that meets a cell which is being forgotten is forgotten
-    /// with it.
-    pub fn find(&self, key: Key) -> Found {
-        Found { table: self.table.load(), key }
+    /// Acts on the cell of a key, without a lock. `None`: it is not there, or on its way to another table.
+    pub fn find<T>(&self, key: Key, act: impl Fn(&AtomicU64) -> Option<T>) -> Option<T> {
+        act(&self.table.load().as_ref()?.find(key)?.value)
     }
 
-    /// The cell of a key, which is made if there is none: `room` forgets others first if there are `most`, and `value` is
-    /// what it begins with. Also whether it is new.
-    pub fn enter(
+    /// The same, once no cell is on its way.
+    pub fn find_settled<T>(&self, key: Key, act: impl Fn(&AtomicU64) -> Option<T>) -> Option<T> {
+        let _writer = self.writer.lock();
+        self.find(key, act)
+    }
+
+    /// Acts on the cell of a key, which is made if there is none, with what `first` gives. Others are forgotten first if
+    /// there are too many.
+    pub fn enter<T>(
         &self,
-        key: Key,
-        id: Id,
-        most: usize,
-        room: impl FnOnce(&Self, &mut Writer),
-        value: impl FnOnce() -> u64,
-    ) -> (Arc<Cell>, bool) {
+        (key, id): (Key, Id),
+        bounds: Bounds<impl Fn(u64) -> bool, impl Fn(u64) -> u64>,
+        first: impl FnOnce() -> u64,
+        act: impl Fn(&AtomicU64) -> Option<T>,
+    ) -> Entered<T> {
         let mut writer = self.writer.lock();
-        if let Some(cell) = self.table.load().as_ref().and_then(|table| table.find(key)) {
-            return (cell.clone(), false);
-        }
-        if writer.live >= most {
-            room(self, &mut writer);
-        }
-        let cell = Arc::new(Cell { key, id, value: AtomicU64::new(value()), forgotten: AtomicBool::new(false) });
-        self.grown(&mut writer).add(cell.clone());
-        writer.live += 1;
-        writer.set += 1;
-        (cell, true)
+        let (mut new, mut forgotten, mut evicted) = (false, 0, false);
+        let given = self.find(key, &act).unwrap_or_else(|| {
+            if writer.live >= bounds.most {
+                let before = writer.live;
+                evicted = self.make_room(&mut writer, &bounds);
+                forgotten = before - writer.live;
+            }
+            self.grow(&mut writer);
+            let table = self.table.load();
+            let table = table.as_ref().expect("it has grown");
+            table.add(Cell { key, id, value: AtomicU64::new(first()) });
+            writer.live += 1;
+            writer.set += 1;
+            new = true;
+            let cell = table.find(key).expect("it was added, and nobody else forgets");
+            act(&cell.value).expect("cells move under the lock only")
+        });
+        Entered { given, new, forgotten, evicted }
     }
 
-    /// A table with room for one more, which becomes the current one.
-    fn grown(&self, writer: &mut Writer) -> Arc<Table> {
+    /// Makes sure that a slot is free.
+    fn grow(&self, writer: &mut Writer) {
         let current = self.table.load_full();
-        if let Some(table) = current.as_ref().filter(|table| (writer.set + 1) * 4 <= table.slots.len() * 3) {
-            return table.clone();
+        if current.as_ref().is_some_and(|table| (writer.set + 1) * 8 <= table.0.len() * 7) {
+            return;
         }
-        // Half empty at first, so that building anew is paid for by as many cells as are moved.
-        let table = Arc::new(Table::of(((writer.live + 1) * 2).next_power_of_two().max(FEWEST)));
-        current.iter().flat_map(|old| old.live()).for_each(|cell| table.add(cell.clone()));
+        // A fifth free at first, so that as many come as pay for the move.
+        let size = (writer.live + writer.live / 4 + 2).next_power_of_two().max(FEWEST);
+        let table = Table::of(size);
+        for old in current.iter().flat_map(|table| table.0.iter().filter_map(OnceLock::get)) {
+            let value = old.value.swap(MOVED, Ordering::AcqRel);
+            if value != MOVED {
+                table.add(Cell { key: old.key, id: old.id, value: AtomicU64::new(value) });
+            }
+        }
         writer.set = writer.live;
-        self.table.store(Some(table.clone()));
-        table
+        self.table.store(Some(std::sync::Arc::new(table)));
     }
 
-    /// A few cells, others each time.
-    pub fn sample(&self, writer: &mut Writer, n: usize) -> Vec<Arc<Cell>> {
-        let Some(table) = self.table.load_full() else { return Vec::new() };
-        let size = table.slots.len();
-        let mut sample = Vec::with_capacity(n);
-        for _ in 0..size {
-            let cell = table.slots[writer.hand & (size - 1)].get();
-            writer.hand = writer.hand.wrapping_add(1);
-            sample.extend(cell.filter(|cell| !cell.forgotten.load(Ordering::Acquire)).cloned());
-            if sample.len() == n {
+    /// Forgets full buckets, which changes nothing; if a sample has none, the fullest of it: true. That one gains at most
+    /// its refill, where refusing new keys would let one flood of keys shut out everybody else.
+    fn make_room(&self, writer: &mut Writer, bounds: &Bounds<impl Fn(u64) -> bool, impl Fn(u64) -> u64>) -> bool {
+        let table = self.table.load();
+        let Some(table) = table.as_ref() else { return false };
+        let mut sample: [Option<(u64, usize)>; SAMPLE] = [None; SAMPLE];
+        let mut seen = 0;
+        for _ in 0..table.0.len() {
+            let at = writer.hand;
+            writer.hand = at.wrapping_add(1);
+            let value = table.slot(at).get().map_or(MOVED, |cell| cell.value.load(Ordering::Acquire));
+            if value != MOVED {
+                sample[seen] = Some((value, at));
+                seen += 1;
+            }
+            if seen == SAMPLE {
                 break;
             }
         }
-        sample
-    }
-
-    /// Forgets one cell.
-    pub fn forget(writer: &mut Writer, cell: &Cell) {
-        if !cell.forgotten.swap(true, Ordering::AcqRel) {
+        let mut forget = |cell: &Cell| {
+            cell.value.store(MOVED, Ordering::Release);
             writer.live -= 1;
-        }
-    }
-
-    /// Forgets all cells that are not worth keeping; gives how many.
-    pub fn retain(&self, writer: &mut Writer, keep: impl Fn(u64) -> bool) -> usize {
-        let before = writer.live;
-        if let Some(table) = self.table.load_full() {
-            for cell in table.live().filter(|cell| !keep(cell.value.load(Ordering::Relaxed))) {
-                Self::forget(writer, cell);
+        };
+        let fullest = sample.iter().flatten().min_by_key(|(value, _)| (bounds.debt)(*value));
+        match fullest {
+            // Looking at all of them is worth it only where a sample says that some are full.
+            Some((value, _)) if (bounds.is_full)(*value) => {
+                let full = |cell: &&Cell| (bounds.is_full)(cell.value.load(Ordering::Acquire));
+                table.live().filter(full).for_each(&mut forget);
+                false
             }
+            Some((_, at)) => {
+                table.slot(*at).get().into_iter().for_each(&mut forget);
+                true
+            }
+            None => false,
         }
-        before - writer.live
     }
 
     /// Looks at every cell, while none is added or forgotten.
-    pub fn each(&self, mut look: impl FnMut(&Cell)) {
+    pub fn each(&self, mut look: impl FnMut(&Id, &AtomicU64)) {
         let _writer = self.writer.lock();
-        self.table.load().iter().flat_map(|table| table.live()).for_each(|cell| look(cell));
+        self.table.load().iter().flat_map(|table| table.live()).for_each(|cell| look(&cell.id, &cell.value));
     }
 
     /// Cells.

@@ -309,7 +309,7 @@ fn cells(rate: Rate, max_keys: usize) -> Cells {
 
 fn charge(cells: &Cells, key: Key, rate: Rate, now: Moment) -> bool {
     let meter = Meter::Rolling(rate, now);
-    cells.with(key, meter, Id::default, |cell| meter.charge(cell, 1)).allowed
+    cells.with(key, meter, Id::default, |cell| meter.try_charge(cell, 1)).allowed
 }
 
 #[test]
@@ -345,7 +345,7 @@ fn keys_are_bounded_and_full_buckets_go_first() {
     assert!(charge(&cells, Key::of(100), rate, Moment(1)));
     assert_eq!(cells.len(), 100);
     let meter = Meter::Rolling(rate, Moment(1));
-    let allowed = |n: i32| cells.look(Key::of(n), Id::default, |c| meter.peek(c, 1)).allowed;
+    let allowed = |n: i32| cells.look(Key::of(n), Id::default, |c| meter.try_peek(c, 1)).allowed;
     assert_eq!((0..100).filter(|n| !allowed(*n)).count(), 99);
     // Later all buckets are full again, and forgetting them costs nothing.
     charge(&cells, Key::of(999), rate, Moment(1) + Duration::from_secs(11));

@@ -129,9 +129,9 @@ impl Window {
             }
         };
         let charge = if rq.dry_run {
-            cells.look(key, id, |cell| meter.peek(cell, cost))
+            cells.look(key, id, |cell| meter.try_peek(cell, cost))
         } else {
-            cells.with(key, meter, id, |cell| meter.charge(cell, cost))
+            cells.with(key, meter, id, |cell| meter.try_charge(cell, cost))
         };
         let period = if let Meter::Calendar(tally) = meter { Some(tally.period) } else { None };
         Asked::Decided(Taken { key, cost, charge, period, unknown: false })
@@ -142,9 +142,9 @@ impl Window {
         let key = self.by.key(rq)?;
         let id = || self.by.id(rq).unwrap_or_default();
         Some(match &self.kind {
-            Kind::Rolling(rate, cells) => cells.look(key, id, |cell| Meter::Rolling(*rate, now).peek(cell, 0)),
+            Kind::Rolling(rate, cells) => cells.look(key, id, |cell| Meter::Rolling(*rate, now).try_peek(cell, 0)),
             Kind::Calendar(calendar, cells) => {
-                cells.look(key, id, |cell| Meter::Calendar(tally(calendar, self.limit)).peek(cell, 0))
+                cells.look(key, id, |cell| Meter::Calendar(tally(calendar, self.limit)).try_peek(cell, 0))
             }
             Kind::Shared(shared) => shared.peek(key, 0, now),
             Kind::Service(_) => return None,
