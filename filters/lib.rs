@@ -17,6 +17,8 @@ pub const BUILTIN: &[Entry] = &[
     api::basic::ENTRY,
     api::basic::PASSWORDS,
     api::cache::ENTRY,
+    api::catalogue::ENTRY,
+    api::catalogue::describe::ENTRY,
     api::CLIENT_IDS,
     api::compression::ENTRY,
     api::concurrency::ENTRY,

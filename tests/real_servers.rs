@@ -7,6 +7,8 @@ mod common;
 #[path = "real/kit.rs"]
 mod kit;
 
+#[path = "real/cache.rs"]
+mod cache;
 #[path = "real/credentials.rs"]
 mod credentials;
 #[path = "real/curl.rs"]

@@ -11,7 +11,7 @@ use http::{HeaderMap, Method, StatusCode};
 use ipnet::IpNet;
 use onehop_filters::contract::networks::Networks;
 use onehop_filters::contract::principal::Priority;
-use onehop_filters::contract::{ConfigError, Node, Optional, Span, Spot};
+use onehop_filters::contract::{ConfigError, FieldEdits, Node, Optional, Span, Spot};
 
 use super::report::Files;
 
@@ -289,15 +289,34 @@ pub enum ValueMatch {
     Present,
 }
 
+/// One of the services in `routes[n].to`.
+#[derive(Clone, Debug)]
+pub struct Callee {
+    pub service: String,
+    /// Share of the requests; 0 = none.
+    pub weight: u32,
+    /// Header edits of this service alone; `None` = none.
+    pub edits: Option<Arc<CalleeEdits>>,
+}
+
+/// `request` and `response` of one of the services in `to`.
+#[derive(Debug)]
+pub struct CalleeEdits {
+    pub request: FieldEdits,
+    pub response: FieldEdits,
+}
+
 /// What a route does in the end.
 #[derive(Debug)]
 pub enum Action {
-    /// `to`: service names and weights. Never empty.
-    Forward(Vec<(String, u32)>),
+    /// `to`. Never empty.
+    Forward(Vec<Callee>),
     /// `redirect`.
     Redirect(Redirect),
     /// `respond`.
     Respond(Arc<Canned>),
+    /// The last of its filters answers: a key of [`onehop_filters::contract::Role::Answer`].
+    Filter,
 }
 
 /// `redirect`.

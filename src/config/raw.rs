@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use onehop_filters::contract::units::{Duration, Percent, Size};
-use onehop_filters::contract::{Node, Spot};
+use onehop_filters::contract::{Edits, Node, Spot};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -291,6 +291,12 @@ section! {
         /// Share of the requests; 0 = none.
         #[serde(default = "Target::default_weight")]
         weight: Spot<u64>,
+        /// Header fields of requests that go there, after every filter of the route.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        request: Option<Edits>,
+        /// Header fields of its answers, before every filter of the route.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        response: Option<Edits>,
     }
 
     /// The same caller, the same service. Exactly one of `by` and `cookie`.

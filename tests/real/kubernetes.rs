@@ -30,19 +30,22 @@ impl ApiServer {
 
     fn serve(&mut self) {
         let (cert, key) = self.authority.issue(&["127.0.0.1"]);
+        let (accounts, log) = (self.dir.path().join("accounts.key"), self.dir.path().join("log"));
+        succeed(tool("openssl").args(["genrsa", "-out"]).arg(&accounts).arg("2048"));
+        let accounts = accounts.display().to_string();
         let mut command = tool("kube-apiserver");
         command
             .args(["--etcd-servers", &format!("http://{}", self.etcd.address)])
             .args(["--bind-address", "127.0.0.1", "--secure-port", &self.address.port().to_string()])
             .args(["--tls-cert-file", &cert, "--tls-private-key-file", &key])
-            .args(["--service-account-issuer", "https://kubernetes.example", "--service-account-key-file", &key])
-            .args(["--service-account-signing-key-file", &key, "--service-cluster-ip-range", "10.0.0.0/24"])
+            .args(["--service-account-issuer", "https://kubernetes.example", "--service-account-key-file", &accounts])
+            .args(["--service-account-signing-key-file", &accounts, "--service-cluster-ip-range", "10.0.0.0/24"])
             .args(["--authorization-mode", "RBAC", "--disable-admission-plugins", "ServiceAccount"])
             .arg("--token-auth-file")
             .arg(self.dir.path().join("tokens.csv"))
             .arg("--cert-dir")
             .arg(self.dir.path());
-        self.server = Some(Server::start(command.stderr(std::process::Stdio::null())));
+        self.server = Some(Server::start(command.stderr(std::fs::File::create(&log).expect("a file"))));
         let ready = || self.curl(&["-o", "/dev/null", &self.url("/readyz")]).status().is_ok_and(|s| s.success());
         for _ in 0..3 {
             // It fills its caches and writes its roles first.
@@ -52,7 +55,7 @@ impl ApiServer {
                 break;
             }
         }
-        assert!(ready(), "Kubernetes answers");
+        assert!(ready(), "Kubernetes answers: {}", std::fs::read_to_string(&log).unwrap_or_default());
     }
 
     fn url(&self, path: &str) -> String {

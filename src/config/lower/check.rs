@@ -140,8 +140,8 @@ impl Lower<'_> {
     fn slow_tries(&mut self, plan: &Plan) {
         for route in &plan.routes {
             let (Action::Forward(targets), Some(total)) = (&route.action, route.request_timeout) else { continue };
-            for (service, _) in targets {
-                let retry = plan.services.get(service).and_then(|s| s.roles.get("retry"));
+            for target in targets {
+                let retry = plan.services.get(&target.service).and_then(|s| s.roles.get("retry"));
                 let Some(node) = retry.and_then(|r| r.get("perTryTimeout")) else { continue };
                 if node.read::<Duration>().is_ok_and(|d| d.0 > total) {
                     let message = format!(
@@ -167,7 +167,7 @@ impl Lower<'_> {
                 self.error(route.span, message, help);
             }
             let Action::Forward(targets) = &route.action else { continue };
-            for service in targets.iter().filter_map(|(name, _)| plan.services.get(name)) {
+            for service in targets.iter().filter_map(|to| plan.services.get(&to.service)) {
                 if matches!(service.fallback, Some(Fallback::Respond(_))) {
                     let message = format!("service `{}` falls back to an answer, and nobody asks here", service.name);
                     self.error(route.span, message, "fall back to a service: `fallback: { service: NAME }`");
@@ -220,7 +220,7 @@ impl Lower<'_> {
         let mut used: BTreeSet<&str> = BTreeSet::new();
         for route in &plan.routes {
             if let Action::Forward(targets) = &route.action {
-                used.extend(targets.iter().map(|(s, _)| s.as_str()));
+                used.extend(targets.iter().map(|target| target.service.as_str()));
             }
             // A filter may ask a service: whatever its section says that is the name of one.
             route.filters.iter().for_each(|(_, section)| texts(section, &mut used));
