@@ -23,6 +23,8 @@ mod grpc;
 mod grpc_web;
 #[path = "real/h2spec.rs"]
 mod h2spec;
+#[path = "real/introspection.rs"]
+mod introspection;
 #[path = "real/jwks.rs"]
 mod jwks;
 #[path = "real/load.rs"]
@@ -41,5 +43,7 @@ mod redis;
 mod registries;
 #[path = "real/tls.rs"]
 mod tls;
+#[path = "real/transcode.rs"]
+mod transcode;
 #[path = "real/websocket.rs"]
 mod websocket;
