@@ -15,6 +15,8 @@ mod credentials;
 mod curl;
 #[path = "real/dns.rs"]
 mod dns;
+#[path = "real/etcd.rs"]
+mod etcd;
 #[path = "real/ext_auth.rs"]
 mod ext_auth;
 #[path = "real/grpc.rs"]
@@ -27,6 +29,8 @@ mod h2spec;
 mod introspection;
 #[path = "real/jwks.rs"]
 mod jwks;
+#[path = "real/kubernetes.rs"]
+mod kubernetes;
 #[path = "real/load.rs"]
 mod load;
 #[path = "real/nginx.rs"]
@@ -47,3 +51,5 @@ mod tls;
 mod transcode;
 #[path = "real/websocket.rs"]
 mod websocket;
+#[path = "real/xds.rs"]
+mod xds;

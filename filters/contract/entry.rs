@@ -145,6 +145,8 @@ pub struct Directory {
     pub surfaces: Vec<Surface>,
     /// `state`.
     pub state: Arc<super::state::Settings>,
+    /// `runtime.zone`: where this process runs; empty = not known. `None`: not written.
+    pub zone: Option<Arc<str>>,
     /// What `check --effective` says besides the configuration: numbers that follow from it.
     pub remarks: parking_lot::Mutex<Vec<String>>,
 }

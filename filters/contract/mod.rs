@@ -5,6 +5,7 @@ pub mod call;
 pub mod chance;
 pub mod client;
 pub mod clock;
+pub mod duplex;
 pub mod edits;
 pub mod entry;
 pub mod expr;

@@ -1,11 +1,13 @@
 //! Mesh: attempt scope.
 
+pub mod adaptive_concurrency;
 pub mod balance;
 pub mod chance;
 pub mod circuit_breaker;
 pub mod discover;
 pub mod health_check;
 pub mod outlier_detection;
+mod places;
 pub mod retry;
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ use super::split::Split;
 use super::{Action, Fallback, Link, Listener, Route, Snapshot, Target};
 use crate::config::plan::{self, Plan};
 use crate::observe::access_log::AccessLog;
-use crate::observe::metrics::{EngineMetrics, RouteMetrics, ServiceMetrics};
+use crate::observe::metrics::{EngineMetrics, RouteMetrics, ServiceMetrics, TcpMetrics};
 use crate::observe::spans::Tracer;
 use crate::route::{RouteSpec, Table};
 use crate::upstream::passthrough::Passthrough;
@@ -64,7 +64,7 @@ pub fn compile(compiler: &mut Compiler<'_, '_>, plan: &Plan, generation: u64) ->
     let incoming = listeners.iter().any(Listener::is_outbound).then(|| {
         compiler.build(plan, &directory, "carry".to_owned(), plan.span).keep("incoming", "", Incoming::default)
     });
-    let incoming = incoming.filter(|_| plan.routes.iter().any(|route| route.inherit_deadline));
+    let incoming = incoming.filter(|_| plan.routes.iter().any(|route| route.inherit_deadline || route.carry_identity));
     let (Some((access_log, tracer)), true) = (logs, errors.is_empty()) else { return Err(errors) };
     Ok(Snapshot {
         generation,
@@ -80,6 +80,7 @@ pub fn compile(compiler: &mut Compiler<'_, '_>, plan: &Plan, generation: u64) ->
         overload,
         lifecycle: plan.lifecycle.clone(),
         directory,
+        carries_identity: incoming.is_some() && plan.routes.iter().any(|route| route.carry_identity),
         incoming,
     })
 }
@@ -105,8 +106,13 @@ fn directory(compiler: &mut Compiler<'_, '_>, plan: &Plan, errors: &mut Vec<Conf
     // Services are compiled in the order of their names.
     let services = plan.services.keys().cloned().zip((0..).map(ServiceId)).collect();
     let http1 = plan.routes.iter().filter_map(|route| Some((route.name.to_string(), http1(plan, route)?)));
-    let mut directory =
-        Directory { services, http1: http1.collect(), state: plan.state.clone(), ..Directory::default() };
+    let mut directory = Directory {
+        services,
+        http1: http1.collect(),
+        zone: plan.zone.clone(),
+        state: plan.state.clone(),
+        ..Directory::default()
+    };
     directory.listeners = plan.listeners.keys().cloned().collect();
     directory.surfaces = surfaces(compiler.entries, plan);
     for (name, p) in &plan.plans {
@@ -229,7 +235,20 @@ fn target(
         plan::Fallback::Respond(canned) => Some(Fallback::Respond(canned.clone())),
         plan::Fallback::Service(name) => position(plan, name).map(Fallback::Target),
     });
-    Ok(Target { service: made, upstream, fallback, metrics: ServiceMetrics::new(&metrics, &service.name) })
+    let tcp = gets_connections(plan, &service.name).then(|| TcpMetrics::new(&metrics, &service.name));
+    Ok(Target { service: made, upstream, fallback, metrics: ServiceMetrics::new(&metrics, &service.name), tcp })
+}
+
+/// Whether a TCP listener passes connections to the service, or does when another fails.
+fn gets_connections(plan: &Plan, service: &str) -> bool {
+    let falls_back_here = |name: &String| {
+        let fallback = plan.services.get(name).and_then(|s| s.fallback.as_ref());
+        matches!(fallback, Some(plan::Fallback::Service(other)) if other == service)
+    };
+    plan.routes.iter().filter(|route| route.tcp).any(|route| match &route.action {
+        plan::Action::Forward(to) => to.iter().any(|to| to.service == *service || falls_back_here(&to.service)),
+        _ => false,
+    })
 }
 
 /// Services are compiled in the order of their names; a position is the rank of the name.
@@ -281,10 +300,12 @@ fn connections(
         tls: tls.map(|(tls, _)| tls.clone()),
         connect_timeout: service.connect_timeout,
         pool_idle: service.pool_idle,
+        proxy_protocol: service.proxy_protocol,
         default_name: default_name(&service.discover.1).and_then(|n| ServerName::try_from(n).ok()),
         ..upstream::Settings::new(service.name.clone())
     };
-    let shape = format!("{:?} {}", service.protocol, tls.map_or("", |(_, shape)| shape));
+    let spoken = (service.protocol, service.proxy_protocol);
+    let shape = format!("{spoken:?} {}", tls.map_or("", |(_, shape)| shape));
     let kept = build.keep("upstream", &shape, || Upstream::new(settings.clone()));
     let adjusted = kept.clone();
     build.at_publish(move || adjusted.adjust(settings));
@@ -299,7 +320,8 @@ fn routes(
 ) -> Vec<Route> {
     let mut routes = Vec::with_capacity(plan.routes.len());
     for route in &plan.routes {
-        let made = chain(compiler, plan, directory, route);
+        // Filters know requests.
+        let made = if route.tcp { Ok((Box::default(), 0)) } else { chain(compiler, plan, directory, route) };
         let action = action(plan, route).map_err(|e| errors.push(e)).ok();
         match made {
             Ok((chain, known)) => {
@@ -325,6 +347,7 @@ fn routes(
                     idle_timeout: route.idle_timeout,
                     body_limit: route.body_limit,
                     inherit_deadline: route.inherit_deadline,
+                    carry_identity: route.carry_identity,
                     known,
                     action,
                     metrics: RouteMetrics::new(compiler.metrics, &route.name),
@@ -434,15 +457,19 @@ fn chain(
 fn listeners(plan: &Plan, own: &[OwnPaths], errors: &mut Vec<ConfigError>) -> Vec<Listener> {
     let mut listeners = Vec::with_capacity(plan.listeners.len());
     for (name, listener) in &plan.listeners {
-        let mine = plan
-            .routes
-            .iter()
-            .zip(0u32..)
-            .filter(|(r, _)| r.listeners.as_ref().is_none_or(|names| names.iter().any(|n| n == name)));
-        let own = own.iter().filter(|own| own.is_on(name)).map(|own| (own.spec.clone(), own.route));
+        let mine = plan.routes.iter().zip(0u32..).filter(|(r, _)| match &r.listeners {
+            Some(names) => names.iter().any(|n| n == name),
+            // Every listener that takes requests.
+            None => listener.tcp.is_none(),
+        });
+        let own =
+            own.iter().filter(|own| listener.tcp.is_none() && own.is_on(name)).map(|own| (own.spec.clone(), own.route));
         let inherits = mine.clone().any(|(route, _)| route.inherit_deadline);
+        let carries = inherits || mine.clone().any(|(route, _)| route.carry_identity);
         match Table::build(mine.map(|(route, i)| (RouteSpec::from(route), i)).chain(own)) {
-            Ok(table) => listeners.push(Listener { plan: listener.clone(), table, stranger: None, inherits }),
+            Ok(table) => {
+                listeners.push(Listener { plan: listener.clone(), table, stranger: None, inherits, carries });
+            }
             Err(e) => errors.push(ConfigError::at(listener.span, e.to_string())),
         }
     }
@@ -488,6 +515,7 @@ pub(super) fn unrouted(metrics: &Arc<Registry>) -> Route {
         idle_timeout: None,
         body_limit: None,
         inherit_deadline: false,
+        carry_identity: false,
         action: Action::Nothing,
         metrics: RouteMetrics::new(metrics, &"".into()),
     }

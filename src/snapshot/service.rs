@@ -117,6 +117,7 @@ impl Service {
         let mut view = serde_json::to_value(self.cluster.view(now())).unwrap_or_default();
         if let Some(map) = view.as_object_mut() {
             map.insert("policy".to_owned(), self.policy.clone().into());
+            map.extend(self.gates.iter().filter_map(|g| g.view(now())).map(|(key, view)| (key.to_owned(), view)));
         }
         view
     }

@@ -64,6 +64,7 @@ struct Runtime {
     max_requests: Option<u32>,
     max_memory: Option<u64>,
     brownout: Vec<Optional>,
+    zone: Option<Arc<str>>,
 }
 
 struct Lower<'a> {
@@ -117,6 +118,7 @@ impl<'a> Lower<'a> {
             max_requests: runtime.max_requests,
             max_memory: runtime.max_memory,
             brownout: runtime.brownout,
+            zone: runtime.zone,
             state,
             files: Files::default(),
             warnings: Vec::new(),
@@ -326,7 +328,8 @@ impl<'a> Lower<'a> {
             }
             brownout.push(kind);
         }
-        Runtime { workers, max_requests, max_memory: raw.max_memory.map(|size| size.value.0), brownout }
+        let (max_memory, zone) = (raw.max_memory.map(|size| size.value.0), raw.zone.map(Arc::from));
+        Runtime { workers, max_requests, max_memory, brownout, zone }
     }
 
     fn workers(&mut self, raw: &raw::Runtime) -> Option<usize> {

@@ -12,7 +12,7 @@ use super::super::plan::{
 };
 use super::super::raw;
 use super::listener::limit;
-use super::section::{keys, split_help, without};
+use super::section::{keys, split_help};
 use super::{HEADER_NAME, Lower, Slot};
 
 /// Largest compiled form of one regex.
@@ -41,10 +41,21 @@ impl Lower<'_> {
 
     fn route(&mut self, node: &Node, engine: &[String], filters: &[&str]) -> Option<Route> {
         let (own, others) = self.split(node, engine, filters)?;
-        let own = self.carry(&own);
-        let raw: raw::Route = self.read(&own)?;
+        let mut raw: raw::Route = self.read(&own)?;
+        let tcp = self.on_tcp(&raw);
+        if tcp {
+            let timeouts = own.get("timeouts");
+            if timeouts.and_then(|t| t.get("idle")).is_none() {
+                raw.timeouts.idle = raw::Timeouts::TCP_IDLE;
+            }
+            self.about_requests(&raw, &own, &others);
+        }
         if let Some(list) = self.filled.as_mut().and_then(|f| f.get_mut("routes")).and_then(|r| r.as_array_mut()) {
-            list.push(serde_json::to_value(&raw).unwrap_or_default());
+            let mut shown = serde_json::to_value(&raw).unwrap_or_default();
+            if tcp && let Some(timeouts) = shown.get_mut("timeouts").and_then(|t| t.as_object_mut()) {
+                timeouts.retain(|key, _| key == "idle");
+            }
+            list.push(shown);
         }
         if raw.name.is_empty() || raw.name.chars().any(|c| c.is_control() || c.is_whitespace()) {
             self.error(raw.name.span, "a route's name is not empty and has no spaces", "name it, such as `orders`");
@@ -74,20 +85,38 @@ impl Lower<'_> {
             body_limit: raw.body_limit.map(|s| if s.0 == 0 { u64::MAX } else { s.0 }),
             sticky,
             action: action?,
-            inherit_deadline: raw.carry.is_some_and(|c| c.deadline.is_some()),
+            inherit_deadline: raw.carry.as_ref().is_some_and(|c| c.deadline.is_some()),
+            carry_identity: raw.carry.is_some_and(|c| c.identity),
+            tcp,
         })
     }
 
-    /// `carry.identity` is in the design and not in this version.
-    fn carry(&mut self, route: &Node) -> Node {
-        let Some(carry) = route.get("carry") else { return route.clone() };
-        self.unavailable(carry, "identity", "the identity of the incoming call");
-        let mended = without(carry, "identity");
-        let mut route = route.clone();
-        if let Value::Map(m) = &mut route.value {
-            m.iter_mut().filter(|(k, _)| k.name == "carry").for_each(|(_, n)| *n = mended.clone());
+    /// Whether the route is on TCP listeners: then on nothing else, since such a route knows no requests.
+    fn on_tcp(&mut self, raw: &raw::Route) -> bool {
+        let named = || raw.listeners.iter().flatten();
+        let tcp = named().any(|l| self.known.tcp.contains(&l.value));
+        if let Some(http) = named().find(|l| tcp && !self.known.tcp.contains(&l.value)) {
+            let message = format!("listener `{}` takes requests, and others of this route connections", http.value);
+            self.error(http.span, message, "give each kind of listener a route of its own");
         }
-        route
+        tcp
+    }
+
+    /// A route on TCP listeners: what is about requests would do nothing.
+    fn about_requests(&mut self, raw: &raw::Route, own: &Node, filters: &[(Key, Node)]) {
+        const WHY: &str = "is about requests, and this route's listeners take connections";
+        let about = |key: &str| match key {
+            "matches" => !raw.matches.is_empty(),
+            "upgrades" => !raw.upgrades.is_empty(),
+            "bodyLimit" | "carry" | "sticky" | "redirect" | "respond" => true,
+            _ => false,
+        };
+        let request = own.get("timeouts").map(Node::entries).unwrap_or_default();
+        let request = request.iter().filter(|(k, _)| k.name == "request");
+        let dead = own.entries().iter().filter(|(k, _)| about(&k.name)).chain(request).chain(filters);
+        for (key, _) in dead {
+            self.error(key.span, format!("`{}` {WHY}", key.name), format!("remove `{}`", key.name));
+        }
     }
 
     /// Lower-case; a wildcard is the whole first label. RFC 1123 section 2.1 letters; underscores occur inside meshes.
