@@ -4,9 +4,11 @@ pub mod balance;
 pub mod chance;
 pub mod circuit_breaker;
 pub mod discover;
+pub mod endpoint_override;
 pub mod health_check;
 pub mod outlier_detection;
 pub mod retry;
+pub mod session_persistence;
 
 #[cfg(test)]
 mod bed;

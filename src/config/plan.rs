@@ -256,12 +256,22 @@ pub enum ValueMatch {
 /// What a route does in the end.
 #[derive(Debug)]
 pub enum Action {
-    /// `to`: service names and weights. Never empty.
-    Forward(Vec<(String, u32)>),
+    /// `to`. Never empty.
+    Forward(Vec<Callee>),
     /// `redirect`.
     Redirect(Redirect),
     /// `respond`.
     Respond(Arc<Canned>),
+}
+
+/// One of `to`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Callee {
+    /// Name of the service.
+    pub service: String,
+    /// One of its subsets.
+    pub subset: Option<String>,
+    pub weight: u32,
 }
 
 /// `redirect`.
@@ -307,6 +317,8 @@ pub struct Service {
     pub fallback: Option<Fallback>,
     /// `idleTimeout` of pooled connections, default 55 s.
     pub pool_idle: Duration,
+    /// `subsets`, by name: labels that each endpoint of one carries.
+    pub subsets: BTreeMap<String, BTreeMap<String, String>>,
 }
 
 /// `services.NAME.protocol`.

@@ -260,6 +260,9 @@ section! {
     /// One of several services.
     Target {
         service: Spot<String>,
+        /// One of the service's `subsets`: only its endpoints.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        subset: Option<Spot<String>>,
         /// Share of the requests; 0 = none.
         #[serde(default = "Target::default_weight")]
         weight: Spot<u64>,
@@ -319,6 +322,10 @@ section! {
         /// What answers when no endpoint can.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         fallback: Option<Fallback>,
+        /// Parts of the endpoints, each by labels that all of its endpoints carry: `v2: { version: v2 }`. Routes name
+        /// them in `to`.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        subsets: BTreeMap<String, BTreeMap<String, String>>,
     }
 
     /// TLS to a service: always verified, unless `insecureSkipVerify` is typed.

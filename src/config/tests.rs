@@ -6,7 +6,7 @@ use onehop_filters::BUILTIN;
 use onehop_filters::contract::Entry;
 use serde_json::json;
 
-use super::plan::{Action, Bind, Fallback, PathMatch, Plan, Protocol, ValueMatch};
+use super::plan::{Action, Bind, Callee, Fallback, PathMatch, Plan, Protocol, ValueMatch};
 use super::{Report, Source, effective, effective_json, load_with, schema};
 
 #[path = "../../tests/config_errors/entries.rs"]
@@ -173,7 +173,9 @@ fn the_edge_means_what_it_says() {
     assert_eq!(m.headers, [(http::HeaderName::from_static("x-beta"), ValueMatch::Exact("1".into()))]);
     let filters: Vec<&str> = orders.filters.iter().map(|(k, _)| k.as_str()).collect();
     assert_eq!(filters, ["cors", "auth", "quota", "transform"]);
-    assert!(matches!(&orders.action, Action::Forward(to) if *to == [("orders".to_owned(), 1)]));
+    assert!(
+        matches!(&orders.action, Action::Forward(to) if *to == [Callee { service: "orders".to_owned(), subset: None, weight: 1 }])
+    );
     assert!(matches!(&plan.routes[1].action, Action::Redirect(r) if r.status == 301));
     let service = &plan.services["orders"];
     assert_eq!(service.balance.0, "peak-ewma");

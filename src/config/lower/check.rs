@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use onehop_filters::contract::section::{Value, suggest};
+use onehop_filters::contract::section::{Key, Value, suggest};
 use onehop_filters::contract::units::Duration;
 use onehop_filters::contract::{Node, Span, Spot};
 
-use super::super::plan::{Action, Bind, Fallback, Match, Plan, Route};
+use super::super::plan::{Action, Bind, Callee, Fallback, Match, Plan, Route};
 use super::Lower;
 
 /// Names that may be referred to, whether or not their sections are right.
@@ -16,6 +16,8 @@ pub struct Names {
     pub plans: BTreeSet<String>,
     pub services: BTreeSet<String>,
     pub workload: bool,
+    /// Of each service that has any.
+    pub subsets: BTreeMap<String, BTreeSet<String>>,
 }
 
 impl Names {
@@ -28,6 +30,7 @@ impl Names {
             plans: names("plans"),
             services: names("services"),
             workload: root.get("workload").is_some(),
+            subsets: root.get("services").map(Node::entries).unwrap_or_default().iter().filter_map(subsets).collect(),
         }
     }
 }
@@ -46,6 +49,14 @@ impl Lower<'_> {
     pub(super) fn must_know_service(&mut self, name: &str, span: Span) {
         if !self.known.services.contains(name) {
             self.dangling("service", &Spot { span, value: name.to_owned() }, |n| &n.services);
+        }
+    }
+    pub(super) fn must_know_subset(&mut self, service: &str, subset: &Spot<String>) {
+        let known = self.known.subsets.get(service);
+        if self.known.services.contains(service) && !known.is_some_and(|all| all.contains(&subset.value)) {
+            let known: Vec<&str> = known.into_iter().flatten().map(String::as_str).collect();
+            let help = suggest(&subset.value, &known);
+            self.error(subset.span, format!("service `{service}` has no subset `{}`", subset.value), help);
         }
     }
     fn dangling(&mut self, kind: &str, name: &Spot<String>, known: impl Fn(&Names) -> &BTreeSet<String>) {
@@ -125,7 +136,7 @@ impl Lower<'_> {
     fn slow_tries(&mut self, plan: &Plan) {
         for route in &plan.routes {
             let (Action::Forward(targets), Some(total)) = (&route.action, route.request_timeout) else { continue };
-            for (service, _) in targets {
+            for Callee { service, .. } in targets {
                 let retry = plan.services.get(service).and_then(|s| s.roles.get("retry"));
                 let Some(node) = retry.and_then(|r| r.get("perTryTimeout")) else { continue };
                 if node.read::<Duration>().is_ok_and(|d| d.0 > total) {
@@ -160,7 +171,7 @@ impl Lower<'_> {
         let mut used: BTreeSet<&str> = BTreeSet::new();
         for route in &plan.routes {
             if let Action::Forward(targets) = &route.action {
-                used.extend(targets.iter().map(|(s, _)| s.as_str()));
+                used.extend(targets.iter().map(|callee| callee.service.as_str()));
             }
             // A filter may ask a service: whatever its section says that is the name of one.
             route.filters.iter().for_each(|(_, section)| texts(section, &mut used));
@@ -179,6 +190,12 @@ impl Lower<'_> {
             self.warn(Span { file: 0, line: 1, column: 1 }, "there is no listener: nothing is served", help);
         }
     }
+}
+
+/// Names of the subsets of a service that has any.
+fn subsets((name, service): &(Key, Node)) -> Option<(String, BTreeSet<String>)> {
+    let all = service.get("subsets")?.entries().iter().map(|(name, _)| name.name.clone()).collect();
+    Some((name.name.clone(), all))
 }
 
 /// Every text in a section.

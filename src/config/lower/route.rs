@@ -7,7 +7,7 @@ use onehop_filters::contract::section::{Key, Value, suggest};
 use onehop_filters::contract::{Node, Span, Spot};
 
 use super::super::env::literal;
-use super::super::plan::{Action, Canned, Match, PathMatch, PathRewrite, Redirect, Route, Sticky, ValueMatch};
+use super::super::plan::{Action, Callee, Canned, Match, PathMatch, PathRewrite, Redirect, Route, Sticky, ValueMatch};
 use super::super::raw;
 use super::listener::limit;
 use super::section::{keys, split_help, without};
@@ -313,18 +313,18 @@ impl Lower<'_> {
         Some(Sticky { by, cookie })
     }
 
-    fn targets(&mut self, to: &Node) -> Option<Vec<(String, u32)>> {
+    fn targets(&mut self, to: &Node) -> Option<Vec<Callee>> {
         match &to.value {
             Value::Str(service) => {
                 self.must_know_service(service, to.span);
-                Some(vec![(service.clone(), 1)])
+                Some(vec![Callee { service: service.clone(), subset: None, weight: 1 }])
             }
             Value::Seq(items) if items.is_empty() => {
                 self.error(to.span, "`to` names no service", "write `to: SERVICE`");
                 None
             }
             Value::Seq(items) => {
-                let mut targets = Vec::with_capacity(items.len());
+                let mut targets: Vec<Callee> = Vec::with_capacity(items.len());
                 for item in items {
                     let target: raw::Target = self.read(item)?;
                     self.must_know_service(&target.service.value, target.service.span);
@@ -333,13 +333,17 @@ impl Lower<'_> {
                         self.error(target.weight.span, "the weight is too large", "from 0 to 1000000");
                         continue;
                     };
-                    if targets.iter().any(|(s, _)| *s == target.service.value) {
+                    if let Some(subset) = &target.subset {
+                        self.must_know_subset(&target.service.value, subset);
+                    }
+                    let subset = target.subset.map(|subset| subset.value);
+                    if targets.iter().any(|t| t.service == target.service.value && t.subset == subset) {
                         let message = format!("`{}` stands twice in `to`", target.service.value);
                         self.error(target.service.span, message, "add up its weights");
                     }
-                    targets.push((target.service.value, weight));
+                    targets.push(Callee { service: target.service.value, subset, weight });
                 }
-                if !targets.is_empty() && targets.iter().all(|(_, w)| *w == 0) {
+                if !targets.is_empty() && targets.iter().all(|t| t.weight == 0) {
                     let help = "every request is answered 500; give a service a weight";
                     self.warn(to.span, "every weight is 0", help);
                 }

@@ -40,6 +40,9 @@ impl Lower<'_> {
         if raw.connect_timeout.value.0.is_zero() {
             self.error(raw.connect_timeout.span, "a connect timeout of 0 never connects", "write it such as `1s`");
         }
+        if let Some(subsets) = rest.get("subsets") {
+            self.labels_are_asked_for(subsets);
+        }
         let tls = raw.tls.as_ref().map(|tls| self.service_tls(tls, rest.get("tls").unwrap_or(&rest)));
         let fallback = match &raw.fallback {
             Some(raw::Fallback::Respond(respond)) => Some(Fallback::Respond(Arc::new(self.canned(respond)?))),
@@ -64,7 +67,17 @@ impl Lower<'_> {
             connect_timeout: raw.connect_timeout.value.0,
             fallback,
             pool_idle: raw.idle_timeout.0,
+            subsets: raw.subsets,
         })
+    }
+
+    fn labels_are_asked_for(&mut self, subsets: &Node) {
+        for (name, labels) in subsets.entries() {
+            if labels.value == Value::Map(Vec::new()) {
+                let help = "name one, such as `{ version: v2 }`; all endpoints are the service itself";
+                self.error(labels.span, format!("subset `{}` asks for no label", name.name), help);
+            }
+        }
     }
 
     fn balance(&mut self, node: Option<&Node>) -> Option<(String, Option<Node>)> {
