@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
-use crate::contract::mesh::{Balance, Endpoint, Pick, Picker, TryOutcome};
+use crate::contract::mesh::{Balance, Endpoint, Pick, TryOutcome};
 use crate::contract::{Entry, Moment, Role};
 use crate::mesh::bed::{self, Bed};
 use crate::mesh::chance::{Dice, mix};
