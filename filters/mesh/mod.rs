@@ -1,5 +1,6 @@
 //! Mesh: attempt scope.
 
+pub mod adaptive_concurrency;
 pub mod balance;
 pub mod chance;
 pub mod circuit_breaker;
@@ -7,6 +8,7 @@ pub mod discover;
 pub mod endpoint_override;
 pub mod health_check;
 pub mod outlier_detection;
+mod places;
 pub mod retry;
 pub mod session_persistence;
 

@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use http_body::Body as _;
 use onehop_filters::contract::clock;
 use onehop_filters::contract::inject::Tries;
-use onehop_filters::contract::mesh::{Admit, Again, Endpoint, Judge, Pick, TryOutcome};
+use onehop_filters::contract::mesh::{Admit, Again, Endpoint, Gate, Judge, Pick, TryOutcome};
 use onehop_filters::contract::principal::Priority;
 use onehop_filters::contract::trail::Outcome;
 use onehop_filters::contract::{Body, Fault, Moment, Proof, Reason, RequestCx, Side, now};
@@ -43,7 +43,7 @@ pub struct Admission {
 impl Admission {
     /// Passes the gates in order, waiting in their queues no longer than `until`.
     /// Returns the time as well, which is another one if it had to wait.
-    async fn enter(
+    pub(super) async fn enter(
         view: &Arc<View>,
         target: usize,
         priority: Priority,
@@ -93,7 +93,7 @@ impl Admission {
     }
 
     /// Tells everybody who learns from tries.
-    fn observe(&mut self, outcome: &TryOutcome<'_>, now: Moment) {
+    pub(super) fn observe(&mut self, outcome: &TryOutcome<'_>, now: Moment) {
         self.observed = true;
         let Some(endpoint) = &self.endpoint else { return };
         if failed(outcome) {
@@ -103,6 +103,30 @@ impl Admission {
         service.balance.observe(endpoint, outcome, now);
         for gate in &*service.gates {
             gate.observe(endpoint, outcome, now);
+        }
+    }
+
+    /// The same place, without the configuration it was taken under: for what may outlive many of them.
+    pub(super) fn hold(mut self) -> Held {
+        let gates = self.service().gates[..self.passed].into();
+        self.passed = 0;
+        Held { gates, endpoint: self.endpoint.take() }
+    }
+}
+
+/// See [`Admission::hold`]. Released when dropped.
+pub(super) struct Held {
+    gates: Box<[Arc<dyn Gate>]>,
+    endpoint: Option<Arc<Endpoint>>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Some(endpoint) = &self.endpoint {
+            endpoint.state.inflight.fetch_sub(1, Relaxed);
+        }
+        for gate in self.gates.iter().rev() {
+            gate.release(self.endpoint.as_deref());
         }
     }
 }
@@ -325,7 +349,7 @@ fn failed(outcome: &TryOutcome<'_>) -> bool {
     }
 }
 
-fn counted(outcome: &TryOutcome<'_>) -> Counted {
+pub(super) fn counted(outcome: &TryOutcome<'_>) -> Counted {
     match &outcome.result {
         Ok((status, _)) => Counted::of_status(*status),
         Err((reason, _)) => Counted::of_reason(*reason),
@@ -340,7 +364,7 @@ fn worth_asking(outcome: &TryOutcome<'_>) -> bool {
     }
 }
 
-fn pick(
+pub(super) fn pick(
     place: &mut Admission,
     service: &Service,
     now: Moment,
@@ -383,6 +407,7 @@ pub(super) async fn send(
         expect_continue: wants.expect_continue,
         upgrade: wants.upgrade,
         grpc: wants.grpc,
+        client: Some(&cx.conn),
     };
     // Pinned here: a future that is an argument would be stored twice.
     let sending = pin!(upstream.send(endpoint, &head, &mut cx.body, wants.informational));

@@ -2,6 +2,7 @@
 
 pub mod attempt;
 mod callout;
+mod carry;
 mod claims;
 pub mod deadline;
 pub mod embed;
@@ -11,9 +12,11 @@ pub mod headers;
 mod inject;
 pub mod ledger;
 mod passthrough;
+mod relay;
 pub mod replay;
 pub mod request;
 pub mod session;
+mod tcp;
 pub mod upgrade;
 
 use std::cell::Cell;

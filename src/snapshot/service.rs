@@ -178,6 +178,7 @@ impl Service {
             if let Some(subset) = &self.subset {
                 map.insert("subset".to_owned(), (*subset.name).into());
             }
+            map.extend(self.gates.iter().filter_map(|g| g.view(now())).map(|(key, view)| (key.to_owned(), view)));
         }
         view
     }

@@ -50,6 +50,7 @@ pub fn filled(root: Node, entries: &[Entry], dir: &Path) -> serde_json::Value {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Slot {
     Route,
+    Plan,
     Identity,
     Consumer,
     Discover,
@@ -138,7 +139,8 @@ impl<'a> Lower<'a> {
     /// Names of the entries that may stand somewhere.
     fn names(&self, slot: Slot) -> Vec<&'static str> {
         let fits = |role: &Role| match role {
-            Role::Api { .. } => slot == Slot::Route,
+            Role::Api { .. } => matches!(slot, Slot::Route | Slot::Plan),
+            Role::Answer(_) | Role::Note(_) => slot == Slot::Route,
             Role::Identity(_) => slot == Slot::Identity,
             Role::Credential(_) => slot == Slot::Consumer,
             Role::Discover(_) => slot == Slot::Discover,
@@ -196,7 +198,7 @@ impl<'a> Lower<'a> {
     }
 
     fn plan_plan(&mut self, node: &Node) -> Option<PlanPlan> {
-        let filters = self.names(Slot::Route);
+        let filters = self.names(Slot::Plan);
         let (engine, sections) = self.split(node, &["priority".to_owned()], &filters)?;
         let priority = match engine.get("priority") {
             Some(n) => self.read::<raw::Priority>(n)?,
