@@ -24,6 +24,7 @@ pub mod principal;
 pub mod request;
 pub mod rewrite;
 pub mod scratch;
+pub mod seal;
 pub mod section;
 pub mod state;
 pub mod surface;

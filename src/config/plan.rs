@@ -293,6 +293,8 @@ pub enum ValueMatch {
 #[derive(Clone, Debug)]
 pub struct Callee {
     pub service: String,
+    /// One of its subsets; `None`: all of its endpoints.
+    pub subset: Option<String>,
     /// Share of the requests; 0 = none.
     pub weight: u32,
     /// Header edits of this service alone; `None` = none.
@@ -362,6 +364,8 @@ pub struct Service {
     pub fallback: Option<Fallback>,
     /// `idleTimeout` of pooled connections, default 55 s.
     pub pool_idle: Duration,
+    /// `subsets`, by name: labels that each endpoint of one carries.
+    pub subsets: BTreeMap<String, BTreeMap<String, String>>,
     /// `proxyProtocol`: what each connection begins with.
     pub proxy_protocol: Option<SendProxy>,
     /// `connections`.

@@ -288,6 +288,9 @@ section! {
     /// One of several services.
     Target {
         service: Spot<String>,
+        /// One of the service's `subsets`: only its endpoints.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        subset: Option<Spot<String>>,
         /// Share of the requests; 0 = none.
         #[serde(default = "Target::default_weight")]
         weight: Spot<u64>,
@@ -360,6 +363,10 @@ section! {
         /// What answers when no endpoint can.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         fallback: Option<Fallback>,
+        /// Parts of the endpoints, each by labels that all of its endpoints carry: `v2: { version: v2 }`. Routes name
+        /// them in `to`.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        subsets: BTreeMap<String, BTreeMap<String, String>>,
     }
 
     /// Pooled connections of a service. Whoever is replaced ends after what it carries.

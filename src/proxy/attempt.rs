@@ -85,6 +85,13 @@ impl Admission {
         true
     }
 
+    /// The answer, which was passed on, ended with this gRPC status.
+    pub fn ended(&self, grpc: u32) {
+        if let Some(endpoint) = self.endpoint.as_ref().filter(|_| grpc != 0) {
+            self.service().balance.ended(endpoint, grpc, now());
+        }
+    }
+
     /// Tells everybody who learns from tries.
     pub(super) fn observe(&mut self, outcome: &TryOutcome<'_>, now: Moment) {
         self.observed = true;
@@ -197,6 +204,7 @@ async fn tries(ex: &mut Exchange, view: &Arc<View>, wants: &Wants<'_>, position:
     let retry = &*service.retry;
     let priority = ex.cx.consumer.as_ref().map(|consumer| consumer.priority()).unwrap_or_default();
     let hash = service.balance.hash(&ex.cx);
+    let wanted = service.wanted(&mut ex.cx);
     let idempotent = idempotent(&ex.cx.method);
     let has_body = !ex.cx.body.is_end_stream();
     let replay = keep_body(&mut ex.cx.body, retry.attempts(), retry.body_limit());
@@ -230,7 +238,7 @@ async fn tries(ex: &mut Exchange, view: &Arc<View>, wants: &Wants<'_>, position:
         }
         let (mut place, admitted) = Admission::enter(view, position, priority, begun, ex.cx.deadline).await?;
         begun = admitted;
-        let endpoint = pick(&mut place, service, begun, hash, &tried)?;
+        let endpoint = pick(&mut place, service, begun, (hash, wanted), &tried)?;
         ex.tally.attempts += 1;
         let tries = ex.tally.attempts;
         ex.cx.trail.note("loadBalancer", Outcome::Pick, "", u64::from(tries), Duration::ZERO);
@@ -313,9 +321,13 @@ async fn tries(ex: &mut Exchange, view: &Arc<View>, wants: &Wants<'_>, position:
                 replay.give_up();
             }
         }
-        ex.tally.endpoint = Some(endpoint);
         ex.tally.upstream = ended.since(started);
         ex.tally.head = ended;
+        let mut sent = sent;
+        if let Ok(reply) = &mut sent {
+            service.answered(&mut ex.cx, &endpoint, &mut reply.headers, &mut reply.body);
+        }
+        ex.tally.endpoint = Some(endpoint);
         let reply = sent?;
         ex.tally.connect += reply.connect;
         ex.admission = Some(place);
@@ -356,19 +368,18 @@ pub(super) fn pick(
     place: &mut Admission,
     service: &Service,
     now: Moment,
-    hash: Option<u64>,
+    (hash, wanted): (Option<u64>, Option<u64>),
     tried: &[u64],
 ) -> Result<Arc<Endpoint>, Fault> {
     // A half-open endpoint's only probe may be taken between the pick and the claim: look again, a few times.
-    for _ in 0..4 {
+    for turn in 0..4 {
         let cx = Pick { now, seed: super::seed(), hash, tried };
-        let Some(endpoint) = service.pick(&cx) else { break };
+        let Some(endpoint) = service.pick(&cx, wanted.filter(|_| turn == 0)) else { break };
         if place.pick(endpoint.clone(), now) {
             return Ok(endpoint);
         }
     }
-    let reason = if service.is_empty() { Reason::NoEndpoint } else { Reason::NoHealthyEndpoint };
-    Err(Fault::never_ran(reason).by("loadBalancer"))
+    Err(Fault::never_ran(service.lack()).by("loadBalancer"))
 }
 
 pub(super) async fn send(

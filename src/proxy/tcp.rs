@@ -201,7 +201,7 @@ async fn tries(
     loop {
         let (mut place, admitted) = Admission::enter(view, position, Priority::Normal, begun, deadline).await?;
         begun = admitted;
-        let endpoint = attempt::pick(&mut place, service, begun, hash, &tried)?;
+        let endpoint = attempt::pick(&mut place, service, begun, (hash, None), &tried)?;
         line.attempts += 1;
         line.endpoint = Some(endpoint.clone());
         tried.push(endpoint.id);

@@ -98,7 +98,6 @@ impl Division {
 
     /// The part for this random number; `None` if no part has anything available.
     pub fn draw(&self, roll: u64) -> Option<Cell> {
-        #[expect(clippy::cast_possible_truncation, reason = "the high half is meant")]
         let at = (roll >> 32) as u32;
         let hit = self.sums.iter().position(|sum| {
             let sum = sum.load(Relaxed);

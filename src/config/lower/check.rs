@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use onehop_filters::contract::section::{Value, suggest};
+use onehop_filters::contract::section::{Key, Value, suggest};
 use onehop_filters::contract::units::Duration;
 use onehop_filters::contract::{Node, Span, Spot};
 
@@ -18,6 +18,8 @@ pub struct Names {
     pub plans: BTreeSet<String>,
     pub services: BTreeSet<String>,
     pub workload: bool,
+    /// Of each service that has any.
+    pub subsets: BTreeMap<String, BTreeSet<String>>,
 }
 
 impl Names {
@@ -32,6 +34,7 @@ impl Names {
             plans: names("plans"),
             services: names("services"),
             workload: root.get("workload").is_some(),
+            subsets: root.get("services").map(Node::entries).unwrap_or_default().iter().filter_map(subsets).collect(),
         }
     }
 }
@@ -59,6 +62,14 @@ impl Lower<'_> {
     pub(super) fn must_know_service(&mut self, name: &str, span: Span) {
         if !self.known.services.contains(name) {
             self.dangling("service", &Spot { span, value: name.to_owned() }, |n| &n.services);
+        }
+    }
+    pub(super) fn must_know_subset(&mut self, service: &str, subset: &Spot<String>) {
+        let known = self.known.subsets.get(service);
+        if self.known.services.contains(service) && !known.is_some_and(|all| all.contains(&subset.value)) {
+            let known: Vec<&str> = known.into_iter().flatten().map(String::as_str).collect();
+            let help = suggest(&subset.value, &known);
+            self.error(subset.span, format!("service `{service}` has no subset `{}`", subset.value), help);
         }
     }
     fn dangling(&mut self, kind: &str, name: &Spot<String>, known: impl Fn(&Names) -> &BTreeSet<String>) {
@@ -239,6 +250,12 @@ impl Lower<'_> {
             self.warn(Span { file: 0, line: 1, column: 1 }, "there is no listener: nothing is served", help);
         }
     }
+}
+
+/// Names of the subsets of a service that has any.
+fn subsets((name, service): &(Key, Node)) -> Option<(String, BTreeSet<String>)> {
+    let all = service.get("subsets")?.entries().iter().map(|(name, _)| name.name.clone()).collect();
+    Some((name.name.clone(), all))
 }
 
 /// Every text in a section.

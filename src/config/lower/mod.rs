@@ -145,7 +145,7 @@ impl<'a> Lower<'a> {
             Role::Credential(_) => slot == Slot::Consumer,
             Role::Discover(_) => slot == Slot::Discover,
             Role::Balance(_) => slot == Slot::Balance,
-            Role::Gate(_) | Role::Retry(_) | Role::Check(_) => slot == Slot::Service,
+            Role::Gate(_) | Role::Retry(_) | Role::Affinity(_) | Role::Check(_) => slot == Slot::Service,
         };
         self.entries.iter().filter(|e| fits(&e.role)).map(|e| e.name).collect()
     }

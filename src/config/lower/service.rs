@@ -43,6 +43,9 @@ impl Lower<'_> {
             self.error(raw.connect_timeout.span, "a connect timeout of 0 never connects", "write it such as `1s`");
         }
         let connections = self.connections(&raw.connections);
+        if let Some(subsets) = rest.get("subsets") {
+            self.labels_are_asked_for(subsets);
+        }
         let tls = raw.tls.as_ref().map(|tls| self.service_tls(tls, rest.get("tls").unwrap_or(&rest)));
         let fallback = match &raw.fallback {
             Some(raw::Fallback::Respond(respond)) => Some(Fallback::Respond(Arc::new(self.canned(respond)?))),
@@ -67,6 +70,7 @@ impl Lower<'_> {
             connect_timeout: raw.connect_timeout.value.0,
             fallback,
             pool_idle: raw.idle_timeout.0,
+            subsets: raw.subsets,
             proxy_protocol: raw.proxy_protocol.map(|version| match version {
                 raw::SendProxy::V1 => SendProxy::V1,
                 raw::SendProxy::V2 => SendProxy::V2,
@@ -91,6 +95,15 @@ impl Lower<'_> {
             ping: limit(raw.h2.ping_interval.0),
             pong: raw.h2.ping_timeout.value.0,
             ping_idle: raw.h2.ping_idle,
+        }
+    }
+
+    fn labels_are_asked_for(&mut self, subsets: &Node) {
+        for (name, labels) in subsets.entries() {
+            if labels.value == Value::Map(Vec::new()) {
+                let help = "name one, such as `{ version: v2 }`; all endpoints are the service itself";
+                self.error(labels.span, format!("subset `{}` asks for no label", name.name), help);
+            }
         }
     }
 
