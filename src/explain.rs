@@ -82,6 +82,10 @@ async fn answer(mut plan: plan::Plan, question: &Question) -> Result<String, Str
     let mut text = String::new();
     for listener in &view.listeners {
         text.push_str(&format!("listener {}\n", listener.plan.name));
+        if listener.plan.tcp.is_some() {
+            text.push_str("  takes connections, not requests\n");
+            continue;
+        }
         let caller = caller(&view, listener);
         let found = request::hypothetical(&view, listener, &caller, question.request().into_parts().0).await;
         write(&mut text, &view, &found);
@@ -167,7 +171,8 @@ fn write(text: &mut String, view: &Snapshot, found: &Hypothetical) {
             line(format!("asks for {}", found.target));
             for i in split.positions() {
                 let target = &view.targets[i];
-                line(format!("service {} {}", target.service.name, target.service.view()));
+                let subset = target.service.subset.as_ref().map_or_else(String::new, |s| format!(" subset {}", s.name));
+                line(format!("service {}{subset} {}", target.service.name, target.service.view()));
             }
         }
     }

@@ -1,12 +1,16 @@
 //! Mesh: attempt scope.
 
+pub mod adaptive_concurrency;
 pub mod balance;
 pub mod chance;
 pub mod circuit_breaker;
 pub mod discover;
+pub mod endpoint_override;
 pub mod health_check;
 pub mod outlier_detection;
+mod places;
 pub mod retry;
+pub mod session_persistence;
 
 #[cfg(test)]
 mod bed;

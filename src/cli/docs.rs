@@ -45,12 +45,12 @@ fn describe(entry: &Entry) -> String {
 
 const fn place(role: &Role) -> &'static str {
     match role {
-        Role::Api { .. } => "routes[]",
+        Role::Api { .. } | Role::Answer(_) | Role::Note(_) => "routes[]",
         Role::Identity(_) => "identities.NAME",
         Role::Credential(_) => "consumers.NAME",
         Role::Discover(_) => "services.NAME.discover",
         Role::Balance(_) => "loadBalancer.policy",
-        Role::Gate(_) | Role::Retry(_) | Role::Check(_) => "services.NAME",
+        Role::Gate(_) | Role::Retry(_) | Role::Affinity(_) | Role::Check(_) => "services.NAME",
     }
 }
 

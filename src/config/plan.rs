@@ -2,15 +2,16 @@
 //! What filters own stays a [`Node`] until `snapshot/compile` hands it to them.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderMap, Method, StatusCode};
 use ipnet::IpNet;
+use onehop_filters::contract::networks::Networks;
 use onehop_filters::contract::principal::Priority;
-use onehop_filters::contract::{ConfigError, Node, Optional, Span, Spot};
+use onehop_filters::contract::{ConfigError, FieldEdits, Node, Optional, Span, Spot};
 
 use super::report::Files;
 
@@ -48,6 +49,8 @@ pub struct Plan {
     pub max_memory: Option<u64>,
     /// `runtime.brownout`: what is left out first.
     pub brownout: Vec<Optional>,
+    /// `runtime.zone`: where this process runs; empty = not known. `None`: not written.
+    pub zone: Option<Arc<str>>,
     /// `state`.
     pub state: Arc<onehop_filters::contract::state::Settings>,
     /// Where it begins, for errors that no line can be blamed for.
@@ -86,6 +89,8 @@ pub struct Listener {
     pub h1: bool,
     pub h2: bool,
     pub tls: Option<ListenerTls>,
+    /// `protocols: [tcp]`: connections, not requests. `None`: HTTP.
+    pub tcp: Option<Tcp>,
     /// `trustedProxies`.
     pub trusted: Arc<[IpNet]>,
     pub proxy_protocol: ProxyProtocol,
@@ -95,12 +100,39 @@ pub struct Listener {
     pub capture: Option<Capture>,
     /// `unknownHosts: passthrough`; default deny.
     pub passthrough: bool,
+    /// `ipRules`: who may connect; `None` = everybody.
+    pub clients: Option<Arc<Clients>>,
     pub limits: Limits,
     pub paths: Paths,
     /// `via: true` adds a Via field both ways (RFC 9110 section 7.6.3).
     pub via: bool,
     /// `acceptBalance: true`: one acceptor hands connections to workers in turn, for few long h2 connections.
     pub accept_balance: bool,
+}
+
+/// `listeners.NAME.ipRules`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Clients {
+    /// `None`: everybody. Empty: nobody.
+    pub allow: Option<Networks>,
+    pub deny: Networks,
+}
+
+impl Clients {
+    /// Whether an address may connect.
+    #[must_use]
+    pub fn admit(&self, ip: IpAddr) -> bool {
+        !self.deny.contains(ip) && self.allow.as_ref().is_none_or(|allow| allow.contains(ip))
+    }
+}
+
+/// What is known of a connection of a TCP listener before it is passed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tcp {
+    /// Bytes, as they come or as TLS gives them.
+    Bytes,
+    /// `tls.mode: passthrough`: the server name of a ClientHello that is not answered here.
+    Passthrough,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,6 +184,8 @@ pub struct Limits {
     pub body: Option<u64>,
     pub streams: u32,
     pub connections: usize,
+    /// `connectionsPerClient`; `None` = no limit.
+    pub per_client: Option<usize>,
     pub head_timeout: Duration,
     pub body_idle_timeout: Duration,
     pub idle_timeout: Duration,
@@ -211,6 +245,8 @@ pub struct Route {
     pub sticky: Option<Sticky>,
     /// `carry.deadline: inherit`: the caller's deadline counts, whoever it is.
     pub inherit_deadline: bool,
+    /// It is on TCP listeners: `hosts` are server names, and nothing is known of requests.
+    pub tcp: bool,
     /// `carry.identity`: a call is made for the user of the incoming call that it is tied to.
     pub carry_identity: bool,
 }
@@ -253,15 +289,36 @@ pub enum ValueMatch {
     Present,
 }
 
+/// One of the services in `routes[n].to`.
+#[derive(Clone, Debug)]
+pub struct Callee {
+    pub service: String,
+    /// One of its subsets; `None`: all of its endpoints.
+    pub subset: Option<String>,
+    /// Share of the requests; 0 = none.
+    pub weight: u32,
+    /// Header edits of this service alone; `None` = none.
+    pub edits: Option<Arc<CalleeEdits>>,
+}
+
+/// `request` and `response` of one of the services in `to`.
+#[derive(Debug)]
+pub struct CalleeEdits {
+    pub request: FieldEdits,
+    pub response: FieldEdits,
+}
+
 /// What a route does in the end.
 #[derive(Debug)]
 pub enum Action {
-    /// `to`: service names and weights. Never empty.
-    Forward(Vec<(String, u32)>),
+    /// `to`. Never empty.
+    Forward(Vec<Callee>),
     /// `redirect`.
     Redirect(Redirect),
     /// `respond`.
     Respond(Arc<Canned>),
+    /// The last of its filters answers: a key of [`onehop_filters::contract::Role::Answer`].
+    Filter,
 }
 
 /// `redirect`.
@@ -307,6 +364,54 @@ pub struct Service {
     pub fallback: Option<Fallback>,
     /// `idleTimeout` of pooled connections, default 55 s.
     pub pool_idle: Duration,
+    /// `subsets`, by name: labels that each endpoint of one carries.
+    pub subsets: BTreeMap<String, BTreeMap<String, String>>,
+    /// `proxyProtocol`: what each connection begins with.
+    pub proxy_protocol: Option<SendProxy>,
+    /// `connections`.
+    pub connections: Connections,
+}
+
+/// `services.NAME.connections`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Connections {
+    /// `maxRequests`; `u64::MAX` = no limit.
+    pub max_requests: u64,
+    /// `maxAge`.
+    pub max_age: Option<Duration>,
+    /// `h2.maxPerEndpoint`, per worker.
+    pub h2_max: usize,
+    /// `h2.maxStreams`.
+    pub h2_streams: usize,
+    /// `h2.pingInterval`; `None` = never.
+    pub ping: Option<Duration>,
+    /// `h2.pingTimeout`.
+    pub pong: Duration,
+    /// `h2.pingIdle`.
+    pub ping_idle: bool,
+}
+
+impl Default for Connections {
+    fn default() -> Self {
+        Self {
+            max_requests: u64::MAX,
+            max_age: None,
+            h2_max: 8,
+            h2_streams: 100,
+            ping: Some(Duration::from_secs(30)),
+            pong: Duration::from_secs(20),
+            ping_idle: false,
+        }
+    }
+}
+
+/// `services.NAME.proxyProtocol`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SendProxy {
+    /// A line of text.
+    V1,
+    /// Binary.
+    V2,
 }
 
 /// `services.NAME.protocol`.

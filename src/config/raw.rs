@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use onehop_filters::contract::units::{Duration, Percent, Size};
-use onehop_filters::contract::{Node, Spot};
+use onehop_filters::contract::{Edits, Node, Spot};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -33,8 +33,8 @@ macro_rules! words {
 }
 
 words! {
-    /// HTTP versions a listener speaks.
-    Http { #[default] H1 = "h1", H2 = "h2", }
+    /// What a listener speaks: versions of HTTP, or `tcp` alone for bytes as they come.
+    Http { #[default] H1 = "h1", H2 = "h2", Tcp = "tcp", }
     /// PROXY protocol, version 1 or 2, in front of the connection.
     ProxyProtocol { #[default] None = "none", Optional = "optional", Required = "required", }
     /// Work that no caller waits for.
@@ -49,6 +49,11 @@ words! {
     Rule { #[default] Reject = "reject", Keep = "keep", }
     /// The only mode that has a name.
     TlsMode { #[default] Mesh = "mesh", }
+    /// `mesh`: mutual TLS with the workload's identity. `passthrough`: not decrypted; the server name that the client
+    /// asks for chooses the route.
+    ListenerTlsMode { #[default] Mesh = "mesh", Passthrough = "passthrough", }
+    /// PROXY protocol towards endpoints.
+    SendProxy { V1 = "v1", #[default] V2 = "v2", }
     /// Lowest TLS version.
     TlsVersion { #[default] Tls12 = "1.2", Tls13 = "1.3", }
     /// Whether a client must show a certificate.
@@ -75,7 +80,8 @@ section! {
     Listener {
         /// `ip:port` or `unix:///path`; port 0 = any free port.
         bind: Spot<String>,
-        /// Versions; in the clear, h2 is by prior knowledge.
+        /// Versions of HTTP (in the clear, h2 is by prior knowledge), or `[tcp]`: connections are passed on byte by byte,
+        /// by routes that name this listener. Default `[h1, h2]`; `[tcp]` with `tls.mode: passthrough`.
         #[serde(default = "Listener::default_protocols")]
         protocols: Vec<Http>,
         /// TLS; absent = in the clear.
@@ -94,6 +100,9 @@ section! {
         /// Default deny.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         unknown_hosts: Option<UnknownHosts>,
+        /// Who may connect at all.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        ip_rules: Option<Spot<Clients>>,
         #[serde(default)]
         limits: Limits,
         #[serde(default)]
@@ -106,11 +115,21 @@ section! {
         accept_balance: bool,
     }
 
-    /// TLS of a listener: `mode: mesh`, or certificates.
-    ListenerTls {
-        /// Mutual TLS with the workload's identity.
+    /// Which addresses may connect: those of the socket, or of the PROXY header, before TLS and before any route. Never what
+    /// forwarding fields say; for those there is `ipRules` of a route. Connections that stand are not judged again.
+    Clients {
+        /// Addresses and networks; the client must be in one of them. An empty list allows nobody. Default everybody.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        mode: Option<TlsMode>,
+        allow: Option<Vec<Spot<String>>>,
+        /// Addresses and networks; the client may be in none of them. Wins over `allow`.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        deny: Vec<Spot<String>>,
+    }
+
+    /// TLS of a listener: `mode`, or certificates.
+    ListenerTls {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        mode: Option<ListenerTlsMode>,
         /// Chosen by SNI; the first is for clients without it.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         certificates: Vec<Certificate>,
@@ -151,6 +170,9 @@ section! {
         /// Open connections.
         #[serde(default = "Limits::default_connections")]
         connections: Spot<u64>,
+        /// Open connections of one client: of an IPv4 address, or of the 64 bits that name an IPv6 network. Default no limit.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        connections_per_client: Option<Spot<u64>>,
         #[serde(default = "Limits::default_handshake")]
         head_timeout: Duration,
         #[serde(default = "Limits::default_body_idle")]
@@ -242,7 +264,7 @@ section! {
         /// All tries together; not for streams.
         #[serde(default = "Timeouts::default_request")]
         request: Spot<Duration>,
-        /// Between two bytes of a stream.
+        /// Between two bytes of a stream. Default 5m; on TCP listeners 1h.
         #[serde(default = "Timeouts::default_idle")]
         idle: Duration,
     }
@@ -266,9 +288,18 @@ section! {
     /// One of several services.
     Target {
         service: Spot<String>,
+        /// One of the service's `subsets`: only its endpoints.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        subset: Option<Spot<String>>,
         /// Share of the requests; 0 = none.
         #[serde(default = "Target::default_weight")]
         weight: Spot<u64>,
+        /// Header fields of requests that go there, after every filter of the route.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        request: Option<Edits>,
+        /// Header fields of its answers, before every filter of the route.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        response: Option<Edits>,
     }
 
     /// The same caller, the same service. Exactly one of `by` and `cookie`.
@@ -322,9 +353,51 @@ section! {
         /// Of pooled connections.
         #[serde(default = "Service::default_idle")]
         idle_timeout: Duration,
+        /// A PROXY header in front of each connection tells the endpoint who calls. Connections are then kept per
+        /// connection of a caller, never shared between callers. Default none.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        proxy_protocol: Option<SendProxy>,
+        /// How long pooled connections serve, and how many there are.
+        #[serde(default)]
+        connections: Connections,
         /// What answers when no endpoint can.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         fallback: Option<Fallback>,
+        /// Parts of the endpoints, each by labels that all of its endpoints carry: `v2: { version: v2 }`. Routes name
+        /// them in `to`.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        subsets: BTreeMap<String, BTreeMap<String, String>>,
+    }
+
+    /// Pooled connections of a service. Whoever is replaced ends after what it carries.
+    Connections {
+        /// Requests of a connection, then it is replaced. Default no limit.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        max_requests: Option<Spot<u64>>,
+        /// Age of a connection (of HTTP/2, give or take a tenth); then it is replaced. Default no limit.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        max_age: Option<Spot<Duration>>,
+        #[serde(default)]
+        h2: Connections2,
+    }
+
+    /// HTTP/2 connections of a service.
+    Connections2 {
+        /// Per endpoint and worker; one more is opened when the streams of those before are taken. Beyond that, streams wait.
+        #[serde(default = "Connections2::default_max_per_endpoint")]
+        max_per_endpoint: Spot<u64>,
+        /// Streams of one connection at once; fewer if the endpoint takes fewer.
+        #[serde(default = "Connections2::default_max_streams")]
+        max_streams: Spot<u64>,
+        /// A connection in use is pinged this often; `0s` = never.
+        #[serde(default = "Connections2::default_ping_interval")]
+        ping_interval: Duration,
+        /// Without an answer to a ping for this long the connection is dead.
+        #[serde(default = "Connections2::default_ping_timeout")]
+        ping_timeout: Spot<Duration>,
+        /// Also pings connections that carry nothing.
+        #[serde(default)]
+        ping_idle: bool,
     }
 
     /// TLS to a service: always verified, unless `insecureSkipVerify` is typed.
@@ -427,6 +500,9 @@ section! {
         /// What is left out while the process has much to do, the first first, before any caller is refused.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         brownout: Vec<Spot<Optional>>,
+        /// Zone this process runs in, such as `${env.ZONE}`: services prefer endpoints in the same one. Empty = not known.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        zone: Option<String>,
     }
 }
 
@@ -509,11 +585,16 @@ all_defaults! {
     Admin { bind: Self::default_bind() }
     Limits {
         head: Self::default_head(), uri: Self::default_uri(), fields: Self::default_fields(), body: None,
-        streams: Self::default_streams(), connections: Self::default_connections(),
+        streams: Self::default_streams(), connections: Self::default_connections(), connections_per_client: None,
         head_timeout: Self::default_handshake(), body_idle_timeout: Self::default_body_idle(),
         idle_timeout: Self::default_idle(), tls_timeout: Self::default_handshake(), requests: None,
     }
     Paths { escaped_slashes: None, underscores: None }
+    Connections { max_requests: None, max_age: None, h2: Connections2::default() }
+    Connections2 {
+        max_per_endpoint: Self::default_max_per_endpoint(), max_streams: Self::default_max_streams(),
+        ping_interval: Self::default_ping_interval(), ping_timeout: Self::default_ping_timeout(), ping_idle: false,
+    }
     Timeouts { request: Self::default_request(), idle: Self::default_idle() }
     Telemetry {
         access_log: None, tracing: None, debug_header: Self::default_debug(), log: Self::default_log(),
@@ -521,7 +602,9 @@ all_defaults! {
     Lifecycle {
         drain: Self::default_drain(), unready: Duration::default(), outbound_until_app_exits: false,
     }
-    Runtime { workers: Self::default_workers(), max_requests: None, max_memory: None, brownout: Vec::new() }
+    Runtime {
+        workers: Self::default_workers(), max_requests: None, max_memory: None, brownout: Vec::new(), zone: None,
+    }
 }
 
 impl Admin {
@@ -538,7 +621,7 @@ impl Listener {
     pub fn settle(&mut self) {
         let meshy = self.capture.is_some()
             || self.unknown_hosts.is_some()
-            || self.tls.as_ref().is_some_and(|t| t.mode.is_some());
+            || self.tls.as_ref().is_some_and(|t| t.mode == Some(ListenerTlsMode::Mesh));
         let exposure = *self.exposure.get_or_insert(if meshy { Exposure::Mesh } else { Exposure::Edge });
         let (rule, body) = match exposure {
             Exposure::Edge => (Rule::Reject, Size(10 << 20)),
@@ -589,6 +672,8 @@ impl Timeouts {
     const fn default_idle() -> Duration {
         seconds(300)
     }
+    /// Of a route on TCP listeners: pools of database clients are quiet for long.
+    pub const TCP_IDLE: Duration = seconds(3600);
 }
 
 impl Target {
@@ -619,6 +704,21 @@ impl Service {
     /// Below the 60 s after which many servers close an idle connection, so that we close first.
     const fn default_idle() -> Duration {
         seconds(55)
+    }
+}
+
+impl Connections2 {
+    fn default_max_per_endpoint() -> Spot<u64> {
+        unplaced(8)
+    }
+    fn default_max_streams() -> Spot<u64> {
+        unplaced(100)
+    }
+    const fn default_ping_interval() -> Duration {
+        seconds(30)
+    }
+    fn default_ping_timeout() -> Spot<Duration> {
+        unplaced(seconds(20))
     }
 }
 

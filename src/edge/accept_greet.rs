@@ -14,11 +14,12 @@ use tokio_rustls::server::TlsStream;
 
 use super::accept::{Accepted, Alpn, Handler, Permit};
 use super::accept_io::{Io, Plain, Rewind};
+use super::hello::{Hello, HelloError};
 use super::listener_state::{ListenerState, Settings};
 use super::proxy_protocol::{Parsed, Proxied, ProxyError, parse};
 use super::tls::Acceptor;
 use super::tls_peer::{BadNames, workload};
-use crate::config::plan::{Bind, ProxyProtocol};
+use crate::config::plan::{Bind, ProxyProtocol, Tcp};
 use crate::runtime::{Phase, timeout};
 
 /// Room for a PROXY header, and for the ClientHello or request head that often comes with it.
@@ -79,6 +80,10 @@ enum Greeting {
     Names(#[from] BadNames),
     #[error("the peer does not speak a protocol of this listener")]
     Protocol,
+    #[error(transparent)]
+    Hello(#[from] HelloError),
+    #[error("the client's address is not welcome, or has too many connections")]
+    Unwelcome,
 }
 
 impl Arrival {
@@ -89,7 +94,7 @@ impl Arrival {
         })
     }
 
-    pub(super) fn begin(self) {
+    pub(super) fn begin(mut self) {
         if let Plain::Tcp(s) = &self.io {
             // Responses are written whole; waiting to fill a segment would only delay their ends.
             let _ = s.set_nodelay(true);
@@ -102,11 +107,32 @@ impl Arrival {
             ProxyProtocol::Optional => trusted,
             ProxyProtocol::Required => true,
         };
-        if proxied || self.settings.tls.is_some() {
+        // Behind a PROXY header comes who is meant.
+        let guarded = plan.clients.is_some() || plan.limits.per_client.is_some();
+        if guarded && !proxied && !matches!(self.io, Plain::Unix(_)) && !self.welcome(self.peer.ip()) {
+            return;
+        }
+        let plan = &self.settings.plan;
+        if proxied || self.settings.tls.is_some() || plan.tcp == Some(Tcp::Passthrough) {
             tokio::spawn(Box::pin(self.greet(proxied)));
             return;
         }
         self.in_the_clear(None, Bytes::new());
+    }
+
+    /// Whether this address may connect, and as often as it does; counted if not. Its place is held with the permit.
+    fn welcome(&mut self, ip: IpAddr) -> bool {
+        let (plan, counts) = (&self.settings.plan, &self.settings.counts);
+        if plan.clients.as_ref().is_some_and(|clients| !clients.admit(ip)) {
+            counts.forbidden.inc();
+            return false;
+        }
+        let Some(limit) = plan.limits.per_client else { return true };
+        self.permit.place = self.state.clients.enter(ip, limit);
+        if self.permit.place.is_none() {
+            counts.over_client_limit.inc();
+        }
+        self.permit.place.is_some()
     }
 
     /// PROXY header and TLS handshake, both before one deadline.
@@ -122,7 +148,14 @@ impl Arrival {
         let peer = self.peer;
         let greeting = timeout(limit, async {
             let (client, first) = if proxied { self.header().await? } else { (None, Bytes::new()) };
-            self.secure(client, first).await
+            let meant = client.map_or(self.peer.ip(), |c| c.source.ip());
+            if proxied && (client.is_some() || !matches!(self.io, Plain::Unix(_))) && !self.welcome(meant) {
+                return Err(Greeting::Unwelcome);
+            }
+            match self.settings.plan.tcp {
+                Some(Tcp::Passthrough) => self.overhear(client, first).await,
+                _ => self.secure(client, first).await,
+            }
         });
         tokio::select! {
             biased;
@@ -131,7 +164,10 @@ impl Arrival {
                 Ok(Err(why)) => {
                     match why {
                         Greeting::Proxy(_) | Greeting::Stranger | Greeting::Io(_) => counts.proxy_failed.inc(),
-                        Greeting::Tls(_) | Greeting::Names(_) | Greeting::Protocol => counts.tls_failed.inc(),
+                        Greeting::Tls(_) | Greeting::Names(_) | Greeting::Protocol | Greeting::Hello(_) => {
+                            counts.tls_failed.inc();
+                        }
+                        Greeting::Unwelcome => {}
                     }
                     tracing::debug!(listener = %name, %peer, %why, "connection refused");
                 }
@@ -170,6 +206,27 @@ impl Arrival {
         }
     }
 
+    /// Reads the ClientHello, which is the endpoint's to answer.
+    async fn overhear(mut self, client: Option<Proxied>, first: Bytes) -> Result<(), Greeting> {
+        let mut bytes = BytesMut::from(first);
+        let mut hello = Hello::default();
+        let mut seen = 0;
+        let greeting = loop {
+            if let Some(greeting) = hello.feed(&bytes[seen..])? {
+                break greeting;
+            }
+            seen = bytes.len();
+            bytes.reserve(FIRST_READ);
+            if self.io.read_buf(&mut bytes).await.map_err(Greeting::Io)? == 0 {
+                return Err(HelloError::Cut.into());
+            }
+        };
+        let sni = greeting.server_name.map(Arc::from);
+        let (io, arrival) = self.split();
+        arrival.hand_over(io.into(), client, None, (bytes.freeze(), sni), Alpn::Unknown);
+        Ok(())
+    }
+
     /// The TLS handshake, if the listener has one.
     async fn secure(self, client: Option<Proxied>, first: Bytes) -> Result<(), Greeting> {
         let Some(acceptor) = self.settings.tls.clone() else {
@@ -181,6 +238,7 @@ impl Arrival {
         let session = stream.get_ref().1;
         let alpn = match session.alpn_protocol() {
             Some(b"h2") => Alpn::H2,
+            _ if arrival.settings.plan.tcp.is_some() => Alpn::Unknown,
             // RFC 9113 section 3.2: HTTP/2 over TLS is only what ALPN agreed on.
             _ if arrival.settings.plan.h1 => Alpn::H1,
             _ => return Err(Greeting::Protocol),
@@ -193,7 +251,7 @@ impl Arrival {
             },
             workload: workload(session.peer_certificates())?.map(Arc::new),
         };
-        arrival.hand_over(Io::Tls(Box::new(stream)), client, Some(tls), Bytes::new(), alpn);
+        arrival.hand_over(Io::Tls(Box::new(stream)), client, Some(tls), (Bytes::new(), None), alpn);
         Ok(())
     }
 
@@ -205,7 +263,7 @@ impl Arrival {
             (true, true) => Alpn::Unknown,
         };
         let (io, arrival) = self.split();
-        arrival.hand_over(io.into(), client, None, first, alpn);
+        arrival.hand_over(io.into(), client, None, (first, None), alpn);
     }
 
     fn split(self) -> (Plain, Arrival<()>) {
@@ -219,7 +277,15 @@ async fn handshake(acceptor: &Acceptor, io: Rewind) -> io::Result<TlsStream<Rewi
 }
 
 impl Arrival<()> {
-    fn hand_over(self, io: Io, client: Option<Proxied>, tls: Option<Tls>, first: Bytes, alpn: Alpn) {
+    /// `first`: bytes that were read already, and the server name among them.
+    fn hand_over(
+        self,
+        io: Io,
+        client: Option<Proxied>,
+        tls: Option<Tls>,
+        (first, sni): (Bytes, Option<Arc<str>>),
+        alpn: Alpn,
+    ) {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let peer = SocketAddr::new(self.peer.ip().to_canonical(), self.peer.port());
         let conn = Conn {
@@ -232,8 +298,9 @@ impl Arrival<()> {
             mesh: self.settings.plan.mesh,
             tls,
         };
+        let destination = client.map_or(conn.local, |c| c.destination);
         let Self { settings, state, permit, handler, .. } = self;
-        handler.handle(Accepted { io, first, conn, alpn, listener: state, settings, permit });
+        handler.handle(Accepted { io, first, conn, sni, destination, alpn, listener: state, settings, permit });
     }
 }
 

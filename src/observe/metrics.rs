@@ -205,6 +205,52 @@ impl ServiceMetrics {
     }
 }
 
+/// What is counted of the connections that TCP listeners pass to one service.
+#[derive(Clone)]
+pub struct TcpMetrics {
+    /// Bytes from callers.
+    pub received: Counter,
+    /// Bytes to callers.
+    pub sent: Counter,
+    /// Connections under way: add 1 and -1.
+    pub open: Gauge,
+    /// Time to the connection that was used, its failed tries apart.
+    pub connect: Histogram,
+    /// Connections that ended by agreement.
+    pub closed: Counter,
+}
+
+impl TcpMetrics {
+    /// Outcome of a connection that ended by agreement.
+    pub const CLOSED: &'static str = "closed";
+
+    /// Handles of the service of this name.
+    #[must_use]
+    pub fn new(registry: &Registry, service: &str) -> Self {
+        let labels = [("service", service)];
+        let received = "Bytes that callers sent over connections of TCP listeners, by service.";
+        let sent = "Bytes that callers got over connections of TCP listeners, by service.";
+        Self {
+            received: registry.counter("onehop_tcp_received_bytes_total", received, &labels),
+            sent: registry.counter("onehop_tcp_sent_bytes_total", sent, &labels),
+            open: registry.gauge("onehop_tcp_connections_open", "Connections passed on now.", &labels),
+            connect: registry.histogram(
+                "onehop_tcp_connect_duration_seconds",
+                "Time to connect to an endpoint for a caller of a TCP listener.",
+                &labels,
+            ),
+            closed: Self::ended(registry, service, Self::CLOSED),
+        }
+    }
+
+    /// Connections by how they ended: [`Self::CLOSED`], or a reason. The service is empty where no route was found.
+    #[must_use]
+    pub fn ended(registry: &Registry, service: &str, outcome: &'static str) -> Counter {
+        let help = "Connections of TCP listeners, by service and how they ended.";
+        registry.counter("onehop_tcp_connections_total", help, &[("service", service), ("outcome", outcome)])
+    }
+}
+
 /// What is counted once per process.
 #[derive(Clone)]
 pub struct EngineMetrics {

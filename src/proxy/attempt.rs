@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use http_body::Body as _;
 use onehop_filters::contract::clock;
 use onehop_filters::contract::inject::Tries;
-use onehop_filters::contract::mesh::{Admit, Again, Endpoint, Judge, Pick, TryOutcome};
+use onehop_filters::contract::mesh::{Admit, Again, Endpoint, Gate, Judge, Pick, TryOutcome};
 use onehop_filters::contract::principal::Priority;
 use onehop_filters::contract::trail::Outcome;
 use onehop_filters::contract::{Body, Fault, Moment, Proof, Reason, RequestCx, Side, now};
@@ -43,7 +43,7 @@ pub struct Admission {
 impl Admission {
     /// Passes the gates in order, waiting in their queues no longer than `until`.
     /// Returns the time as well, which is another one if it had to wait.
-    async fn enter(
+    pub(super) async fn enter(
         view: &Arc<View>,
         target: usize,
         priority: Priority,
@@ -85,8 +85,15 @@ impl Admission {
         true
     }
 
+    /// The answer, which was passed on, ended with this gRPC status.
+    pub fn ended(&self, grpc: u32) {
+        if let Some(endpoint) = self.endpoint.as_ref().filter(|_| grpc != 0) {
+            self.service().balance.ended(endpoint, grpc, now());
+        }
+    }
+
     /// Tells everybody who learns from tries.
-    fn observe(&mut self, outcome: &TryOutcome<'_>, now: Moment) {
+    pub(super) fn observe(&mut self, outcome: &TryOutcome<'_>, now: Moment) {
         self.observed = true;
         let Some(endpoint) = &self.endpoint else { return };
         if failed(outcome) {
@@ -96,6 +103,30 @@ impl Admission {
         service.balance.observe(endpoint, outcome, now);
         for gate in &*service.gates {
             gate.observe(endpoint, outcome, now);
+        }
+    }
+
+    /// The same place, without the configuration it was taken under: for what may outlive many of them.
+    pub(super) fn hold(mut self) -> Held {
+        let gates = self.service().gates[..self.passed].into();
+        self.passed = 0;
+        Held { gates, endpoint: self.endpoint.take() }
+    }
+}
+
+/// See [`Admission::hold`]. Released when dropped.
+pub(super) struct Held {
+    gates: Box<[Arc<dyn Gate>]>,
+    endpoint: Option<Arc<Endpoint>>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Some(endpoint) = &self.endpoint {
+            endpoint.state.inflight.fetch_sub(1, Relaxed);
+        }
+        for gate in self.gates.iter().rev() {
+            gate.release(self.endpoint.as_deref());
         }
     }
 }
@@ -173,6 +204,7 @@ async fn tries(ex: &mut Exchange, view: &Arc<View>, wants: &Wants<'_>, position:
     let retry = &*service.retry;
     let priority = ex.cx.consumer.as_ref().map(|consumer| consumer.priority()).unwrap_or_default();
     let hash = service.balance.hash(&ex.cx);
+    let wanted = service.wanted(&mut ex.cx);
     let idempotent = idempotent(&ex.cx.method);
     let has_body = !ex.cx.body.is_end_stream();
     let replay = keep_body(&mut ex.cx.body, retry.attempts(), retry.body_limit());
@@ -206,7 +238,7 @@ async fn tries(ex: &mut Exchange, view: &Arc<View>, wants: &Wants<'_>, position:
         }
         let (mut place, admitted) = Admission::enter(view, position, priority, begun, ex.cx.deadline).await?;
         begun = admitted;
-        let endpoint = pick(&mut place, service, begun, hash, &tried)?;
+        let endpoint = pick(&mut place, service, begun, (hash, wanted), &tried)?;
         ex.tally.attempts += 1;
         let tries = ex.tally.attempts;
         ex.cx.trail.note("loadBalancer", Outcome::Pick, "", u64::from(tries), Duration::ZERO);
@@ -289,9 +321,13 @@ async fn tries(ex: &mut Exchange, view: &Arc<View>, wants: &Wants<'_>, position:
                 replay.give_up();
             }
         }
-        ex.tally.endpoint = Some(endpoint);
         ex.tally.upstream = ended.since(started);
         ex.tally.head = ended;
+        let mut sent = sent;
+        if let Ok(reply) = &mut sent {
+            service.answered(&mut ex.cx, &endpoint, &mut reply.headers, &mut reply.body);
+        }
+        ex.tally.endpoint = Some(endpoint);
         let reply = sent?;
         ex.tally.connect += reply.connect;
         ex.admission = Some(place);
@@ -313,7 +349,7 @@ fn failed(outcome: &TryOutcome<'_>) -> bool {
     }
 }
 
-fn counted(outcome: &TryOutcome<'_>) -> Counted {
+pub(super) fn counted(outcome: &TryOutcome<'_>) -> Counted {
     match &outcome.result {
         Ok((status, _)) => Counted::of_status(*status),
         Err((reason, _)) => Counted::of_reason(*reason),
@@ -328,23 +364,22 @@ fn worth_asking(outcome: &TryOutcome<'_>) -> bool {
     }
 }
 
-fn pick(
+pub(super) fn pick(
     place: &mut Admission,
     service: &Service,
     now: Moment,
-    hash: Option<u64>,
+    (hash, wanted): (Option<u64>, Option<u64>),
     tried: &[u64],
 ) -> Result<Arc<Endpoint>, Fault> {
     // A half-open endpoint's only probe may be taken between the pick and the claim: look again, a few times.
-    for _ in 0..4 {
+    for turn in 0..4 {
         let cx = Pick { now, seed: super::seed(), hash, tried };
-        let Some(endpoint) = service.pick(&cx) else { break };
+        let Some(endpoint) = service.pick(&cx, wanted.filter(|_| turn == 0)) else { break };
         if place.pick(endpoint.clone(), now) {
             return Ok(endpoint);
         }
     }
-    let reason = if service.is_empty() { Reason::NoEndpoint } else { Reason::NoHealthyEndpoint };
-    Err(Fault::never_ran(reason).by("loadBalancer"))
+    Err(Fault::never_ran(service.lack()).by("loadBalancer"))
 }
 
 pub(super) async fn send(
@@ -372,6 +407,7 @@ pub(super) async fn send(
         expect_continue: wants.expect_continue,
         upgrade: wants.upgrade,
         grpc: wants.grpc,
+        client: Some(&cx.conn),
     };
     // Pinned here: a future that is an argument would be stored twice.
     let sending = pin!(upstream.send(endpoint, &head, &mut cx.body, wants.informational));

@@ -37,6 +37,9 @@ pub fn note_try(ex: &mut Exchange, t: Try) {
 
 /// The request is over.
 pub fn close(mut ex: Box<Exchange>, end: End) {
+    if let (Some(place), Some(grpc)) = (&ex.admission, ex.tally.grpc) {
+        place.ended(grpc);
+    }
     // First of all: let the next one in.
     ex.admission = None;
     ex.view.engine.inflight.add(-1);
@@ -143,6 +146,8 @@ fn record<'a>(
         // A credential that was refused was not taken out.
         query: cx.target.query().filter(|_| reason != Some(Reason::Unauthenticated)).map(str::as_bytes),
         protocol: Some(cx.version),
+        transport: "",
+        sni: "",
         status: if tally.unanswered { 0 } else { tally.status.as_u16() },
         reason,
         filter: by,

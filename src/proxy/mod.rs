@@ -12,9 +12,11 @@ pub mod headers;
 mod inject;
 pub mod ledger;
 mod passthrough;
+mod relay;
 pub mod replay;
 pub mod request;
 pub mod session;
+mod tcp;
 pub mod upgrade;
 
 use std::cell::Cell;

@@ -24,7 +24,7 @@ use super::headers::forwarded::{Fields, Stamp};
 use super::headers::hop::Seen;
 use super::headers::{legal, request_id, trace, via};
 use super::{carry, claims, deadline, ledger, passthrough, upgrade};
-use crate::config::plan::Capture;
+use crate::config::plan::{CalleeEdits, Capture};
 use crate::edge::body::{Inbound, Incoming};
 use crate::edge::serve::Link;
 use crate::edge::switch::Switch;
@@ -490,7 +490,11 @@ async fn act(rq: &mut Request, view: &Arc<View>, route: &Route) -> Result<Answer
             let target = split
                 .choose_for(&mut rq.ex.cx, super::seed())
                 .ok_or_else(|| Fault::new(Reason::NoWeight).by("routes"))?;
-            call(rq, view, Callee::Service(target)).await
+            match split.edits(target) {
+                None => call(rq, view, Callee::Service(target)).await,
+                // Boxed: the rare way must not make every request's future larger.
+                Some(edits) => Box::pin(edited(rq, view, target, edits)).await,
+            }
         }
         Action::Pass(way) => call(rq, view, Callee::Host(way)).await,
         Action::Redirect(redirect) => {
@@ -512,6 +516,19 @@ async fn act(rq: &mut Request, view: &Arc<View>, route: &Route) -> Result<Answer
         }
         Action::Nothing => Err(no_route(&rq.ex)),
     }
+}
+
+/// Calls a service whose requests and answers have header edits of their own (Gateway API: filters of a `backendRef`).
+async fn edited(rq: &mut Request, view: &Arc<View>, target: usize, edits: &CalleeEdits) -> Result<Answer, Fault> {
+    let cx = &mut rq.ex.cx;
+    let values = edits.request.values(cx);
+    edits.request.apply(&mut cx.headers, values);
+    let mut answer = call(rq, view, Callee::Service(target)).await?;
+    // What stands in for the service's answer is not its.
+    if answer.rs.origin == Origin::Upstream {
+        edits.response.apply(&mut answer.rs.headers, edits.response.values(&rq.ex.cx));
+    }
+    Ok(answer)
 }
 
 /// Nobody serves this path; or, where a sidecar calls out, nobody has this name.

@@ -10,7 +10,8 @@ use onehop_filters::contract::entry::CheckTls;
 use onehop_filters::contract::metrics::Registry;
 use onehop_filters::contract::principal::{Consumer, Plan as ConsumerPlan};
 use onehop_filters::contract::{
-    Build, ConfigError, Directory, Entry, Filter, Held, Node, Phase, Role, RouteInfo, RouteView, ServiceId, Span,
+    Build, ConfigError, Directory, Entry, Filter, Held, Node, Phase, Role, RouteInfo, RouteView, ServiceId, Shown,
+    ShownPath, Span, Surface,
 };
 
 use rustls_pki_types::ServerName;
@@ -19,12 +20,12 @@ use super::estate::Staging;
 use super::incoming::Incoming;
 use super::overload::Overload;
 use super::own_paths::{self, OwnPaths};
-use super::service::Service;
+use super::service::{self, Service};
 use super::split::Split;
 use super::{Action, Fallback, Link, Listener, Route, Snapshot, Target};
 use crate::config::plan::{self, Plan};
 use crate::observe::access_log::AccessLog;
-use crate::observe::metrics::{EngineMetrics, RouteMetrics, ServiceMetrics};
+use crate::observe::metrics::{EngineMetrics, RouteMetrics, ServiceMetrics, TcpMetrics};
 use crate::observe::spans::Tracer;
 use crate::route::{RouteSpec, Table};
 use crate::upstream::passthrough::Passthrough;
@@ -50,9 +51,10 @@ pub struct Compiler<'a, 'e> {
 /// Everything that is wrong with it, each with its place.
 pub fn compile(compiler: &mut Compiler<'_, '_>, plan: &Plan, generation: u64) -> Result<Snapshot, Vec<ConfigError>> {
     let mut errors = Vec::new();
-    let directory = directory(compiler, plan, &mut errors);
+    let mut directory = directory(compiler, plan, &mut errors);
     let targets = targets(compiler, plan, &directory, &mut errors);
     let mut routes = routes(compiler, plan, &directory, &mut errors);
+    directory.surfaces = Vec::new();
     let own = if errors.is_empty() { own_paths::add(compiler, plan, &directory, &mut routes) } else { Vec::new() };
     let mut listeners = listeners(plan, &own, &mut errors);
     pass_through(compiler, plan, &directory, &mut routes, &mut listeners);
@@ -104,8 +106,15 @@ fn directory(compiler: &mut Compiler<'_, '_>, plan: &Plan, errors: &mut Vec<Conf
     // Services are compiled in the order of their names.
     let services = plan.services.keys().cloned().zip((0..).map(ServiceId)).collect();
     let http1 = plan.routes.iter().filter_map(|route| Some((route.name.to_string(), http1(plan, route)?)));
-    let mut directory =
-        Directory { services, http1: http1.collect(), state: plan.state.clone(), ..Directory::default() };
+    let mut directory = Directory {
+        services,
+        http1: http1.collect(),
+        zone: plan.zone.clone(),
+        state: plan.state.clone(),
+        ..Directory::default()
+    };
+    directory.listeners = plan.listeners.keys().cloned().collect();
+    directory.surfaces = surfaces(compiler.entries, plan);
     for (name, p) in &plan.plans {
         let made = ConsumerPlan { name: name.as_str().into(), priority: p.priority, sections: p.sections.clone() };
         directory.plans.insert(name.clone(), Arc::new(made));
@@ -142,10 +151,37 @@ fn directory(compiler: &mut Compiler<'_, '_>, plan: &Plan, errors: &mut Vec<Conf
     directory
 }
 
+/// Routes that say something about themselves, or answer by themselves.
+fn surfaces(entries: &[Entry], plan: &Plan) -> Vec<Surface> {
+    let shows = |key: &str| entries.iter().any(|e| e.name == key && matches!(e.role, Role::Answer(_) | Role::Note(_)));
+    let any = plan::Match::default();
+    let shown = |m: &plan::Match| Shown {
+        path: match &m.path {
+            None => ShownPath::Any,
+            Some(plan::PathMatch::Exact(path)) => ShownPath::Exact(path.clone()),
+            Some(plan::PathMatch::Prefix(path)) => ShownPath::Prefix(path.clone()),
+            Some(plan::PathMatch::Regex(path)) => ShownPath::Regex(path.clone()),
+        },
+        methods: m.methods.clone(),
+    };
+    let routes = plan.routes.iter().filter(|route| route.filters.iter().any(|(key, _)| shows(key)));
+    let surface = |route: &plan::Route| Surface {
+        name: route.name.clone(),
+        listeners: route.listeners.clone(),
+        hosts: route.hosts.clone(),
+        matches: match route.matches.as_slice() {
+            [] => vec![shown(&any)],
+            matches => matches.iter().map(shown).collect(),
+        },
+        sections: route.filters.clone(),
+    };
+    routes.map(surface).collect()
+}
+
 /// A service of the route that only speaks HTTP/1.1.
 fn http1(plan: &Plan, route: &plan::Route) -> Option<String> {
     let plan::Action::Forward(to) = &route.action else { return None };
-    let mut names = to.iter().map(|(name, _)| name);
+    let mut names = to.iter().map(|callee| &callee.service);
     let found = names.find(|name| plan.services.get(*name).is_some_and(|s| s.protocol == plan::Protocol::H1))?;
     Some(found.clone())
 }
@@ -162,6 +198,13 @@ fn targets(
             Ok(made) => targets.push(made),
             Err(e) => errors.push(e),
         }
+    }
+    if errors.is_empty() {
+        let subsets = plan.services.values().zip(&targets).flat_map(|(service, target)| {
+            service::subsets(service).map(|subset| target.subset(&subset)).collect::<Vec<_>>()
+        });
+        let subsets: Vec<Target> = subsets.collect();
+        targets.extend(subsets);
     }
     targets
 }
@@ -199,7 +242,20 @@ fn target(
         plan::Fallback::Respond(canned) => Some(Fallback::Respond(canned.clone())),
         plan::Fallback::Service(name) => position(plan, name).map(Fallback::Target),
     });
-    Ok(Target { service: made, upstream, fallback, metrics: ServiceMetrics::new(&metrics, &service.name) })
+    let tcp = gets_connections(plan, &service.name).then(|| TcpMetrics::new(&metrics, &service.name));
+    Ok(Target { service: made, upstream, fallback, metrics: ServiceMetrics::new(&metrics, &service.name), tcp })
+}
+
+/// Whether a TCP listener passes connections to the service, or does when another fails.
+fn gets_connections(plan: &Plan, service: &str) -> bool {
+    let falls_back_here = |name: &String| {
+        let fallback = plan.services.get(name).and_then(|s| s.fallback.as_ref());
+        matches!(fallback, Some(plan::Fallback::Service(other)) if other == service)
+    };
+    plan.routes.iter().filter(|route| route.tcp).any(|route| match &route.action {
+        plan::Action::Forward(to) => to.iter().any(|to| to.service == *service || falls_back_here(&to.service)),
+        _ => false,
+    })
 }
 
 /// Services are compiled in the order of their names; a position is the rank of the name.
@@ -251,10 +307,13 @@ fn connections(
         tls: tls.map(|(tls, _)| tls.clone()),
         connect_timeout: service.connect_timeout,
         pool_idle: service.pool_idle,
+        proxy_protocol: service.proxy_protocol,
+        connections: service.connections,
         default_name: default_name(&service.discover.1).and_then(|n| ServerName::try_from(n).ok()),
         ..upstream::Settings::new(service.name.clone())
     };
-    let shape = format!("{:?} {}", service.protocol, tls.map_or("", |(_, shape)| shape));
+    let spoken = (service.protocol, service.proxy_protocol);
+    let shape = format!("{spoken:?} {}", tls.map_or("", |(_, shape)| shape));
     let kept = build.keep("upstream", &shape, || Upstream::new(settings.clone()));
     let adjusted = kept.clone();
     build.at_publish(move || adjusted.adjust(settings));
@@ -269,7 +328,8 @@ fn routes(
 ) -> Vec<Route> {
     let mut routes = Vec::with_capacity(plan.routes.len());
     for route in &plan.routes {
-        let made = chain(compiler, plan, directory, route);
+        // Filters know requests.
+        let made = if route.tcp { Ok((Box::default(), 0)) } else { chain(compiler, plan, directory, route) };
         let action = action(plan, route).map_err(|e| errors.push(e)).ok();
         match made {
             Ok((chain, known)) => {
@@ -335,8 +395,10 @@ fn claims_are_vouched_for(route: &plan::Route, chain: &[Link]) -> Result<(), Con
 fn action(plan: &Plan, route: &plan::Route) -> Result<Action, ConfigError> {
     Ok(match &route.action {
         plan::Action::Forward(to) => {
-            let targets: Vec<(usize, u32)> = callees(plan, to).map(|(service, weight)| (service.0, weight)).collect();
-            let split = Split::new(&targets);
+            let targets: Vec<(usize, u32)> =
+                to.iter().filter_map(|callee| Some((target_of(plan, callee)?, callee.weight))).collect();
+            let edits = to.iter().filter_map(|callee| Some((target_of(plan, callee)?, callee.edits.clone()?)));
+            let split = Split::new(&targets).edited(edits);
             Action::Forward(match &route.sticky {
                 Some(sticky) => split.sticky(sticky, to)?,
                 None => split,
@@ -344,12 +406,21 @@ fn action(plan: &Plan, route: &plan::Route) -> Result<Action, ConfigError> {
         }
         plan::Action::Redirect(redirect) => Action::Redirect(Box::new(redirect.clone())),
         plan::Action::Respond(canned) => Action::Respond(canned.clone()),
+        // Its chain never ends without an answer.
+        plan::Action::Filter => Action::Nothing,
     })
 }
 
 /// The services of a split, by position.
-fn callees<'a>(plan: &'a Plan, to: &'a [(String, u32)]) -> impl Iterator<Item = (ServiceId, u32)> + 'a {
-    to.iter().filter_map(|(name, weight)| Some((ServiceId(position(plan, name)?), *weight)))
+fn callees<'a>(plan: &'a Plan, to: &'a [plan::Callee]) -> impl Iterator<Item = (ServiceId, u32)> + 'a {
+    to.iter().filter_map(|callee| Some((ServiceId(position(plan, &callee.service)?), callee.weight)))
+}
+
+/// The position of what is called in [`Snapshot::targets`]: subsets stand behind all services, in the order of both names.
+fn target_of(plan: &Plan, callee: &plan::Callee) -> Option<usize> {
+    let Some(subset) = &callee.subset else { return position(plan, &callee.service) };
+    let all = plan.services.iter().flat_map(|(service, s)| s.subsets.keys().map(move |subset| (service, subset)));
+    Some(plan.services.len() + all.clone().position(|at| at == (&callee.service, subset))?)
 }
 
 /// Builds the filters of a route in the order of their phases, which is not the user's to get wrong. Also how many of
@@ -363,19 +434,30 @@ fn chain(
     let keys: Vec<&str> = route.filters.iter().map(|(k, _)| k.as_str()).collect();
     let view = RouteView { name: &route.name, keys: &keys };
     let mut found: Vec<(Phase, &'static str, Arc<dyn Filter>)> = Vec::new();
+    let mut last: Option<(&'static str, Arc<dyn Filter>)> = None;
     let mut errors = Vec::new();
     let entries = compiler.entries;
     for entry in entries {
-        let Role::Api { phase, implied, build } = entry.role else { continue };
         let section = route.filters.iter().find(|(k, _)| k == entry.name).map(|(_, node)| node);
-        if section.is_none() && !implied(&view, directory) {
+        let span = section.map_or(route.span, |n| n.span);
+        let wanted = match entry.role {
+            Role::Api { implied, .. } => section.is_some() || implied(&view, directory),
+            Role::Answer(_) | Role::Note(_) => section.is_some(),
+            _ => false,
+        };
+        if !wanted {
             continue;
         }
-        let span = section.map_or(route.span, |n| n.span);
-        match build(section, &mut compiler.build(plan, directory, format!("routes.{}", route.name), span)) {
-            Ok(filter) => found.push((phase, entry.name, filter)),
-            Err(e) => errors.push(e),
-        }
+        let build = &mut compiler.build(plan, directory, format!("routes.{}", route.name), span);
+        let made = match (entry.role, section) {
+            (Role::Api { phase, build: make, .. }, section) => {
+                make(section, build).map(|filter| found.push((phase, entry.name, filter)))
+            }
+            (Role::Answer(make), Some(section)) => make(section, build).map(|filter| last = Some((entry.name, filter))),
+            (Role::Note(judge), Some(section)) => judge(section, build),
+            _ => Ok(()),
+        };
+        errors.extend(made.err());
     }
     if !errors.is_empty() {
         return Err(errors);
@@ -383,19 +465,21 @@ fn chain(
     found.sort_by_key(|(phase, name, _)| (*phase, *name));
     let known = found.iter().filter(|(phase, ..)| *phase < Phase::Quota).count();
     let known = u16::try_from(known).expect("a route has no more filters than there are entries");
-    let links = found.into_iter().map(|(_, name, filter)| Link { name, response: filter.needs().response, filter });
+    let links = found.into_iter().map(|(_, name, filter)| (name, filter)).chain(last);
+    let links = links.map(|(name, filter)| Link { name, response: filter.needs().response, filter });
     Ok((links.collect(), known))
 }
 
 fn listeners(plan: &Plan, own: &[OwnPaths], errors: &mut Vec<ConfigError>) -> Vec<Listener> {
     let mut listeners = Vec::with_capacity(plan.listeners.len());
     for (name, listener) in &plan.listeners {
-        let mine = plan
-            .routes
-            .iter()
-            .zip(0u32..)
-            .filter(|(r, _)| r.listeners.as_ref().is_none_or(|names| names.iter().any(|n| n == name)));
-        let own = own.iter().filter(|own| own.is_on(name)).map(|own| (own.spec.clone(), own.route));
+        let mine = plan.routes.iter().zip(0u32..).filter(|(r, _)| match &r.listeners {
+            Some(names) => names.iter().any(|n| n == name),
+            // Every listener that takes requests.
+            None => listener.tcp.is_none(),
+        });
+        let own =
+            own.iter().filter(|own| listener.tcp.is_none() && own.is_on(name)).map(|own| (own.spec.clone(), own.route));
         let inherits = mine.clone().any(|(route, _)| route.inherit_deadline);
         let carries = inherits || mine.clone().any(|(route, _)| route.carry_identity);
         match Table::build(mine.map(|(route, i)| (RouteSpec::from(route), i)).chain(own)) {

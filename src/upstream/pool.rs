@@ -13,9 +13,6 @@ use super::Settings;
 use super::h1::Conn;
 use super::h2::Session;
 
-/// HTTP/2 sessions to one endpoint from one worker; beyond that, streams queue.
-const MAX_SESSIONS: usize = 8;
-
 /// See the module. Lives on a cache line of its own.
 #[repr(align(128))]
 pub(super) struct Shard {
@@ -36,10 +33,16 @@ struct State {
 pub(super) struct Keep {
     pub per_endpoint: usize,
     pub idle: Duration,
+    /// Of a connection, busy or not.
+    pub age: Option<Duration>,
+    /// HTTP/2 sessions to one endpoint from one worker; beyond that, streams queue.
+    pub sessions: usize,
 }
 
 #[derive(Default)]
 struct Slot {
+    /// The endpoint, where the slot is one client's: then its key is another.
+    of: Option<u64>,
     idle: VecDeque<Box<Conn>>,
     sessions: Vec<Arc<Session>>,
     /// What ALPN chose last time: true = HTTP/2.
@@ -49,7 +52,7 @@ struct Slot {
     meter: Arc<AtomicUsize>,
 }
 
-/// Counts a connection as open for as long as it lives, and remembers its endpoint.
+/// Counts a connection as open for as long as it lives, and remembers what it is kept under.
 pub(super) struct Open {
     pub endpoint: u64,
     meter: Arc<AtomicUsize>,
@@ -106,7 +109,11 @@ impl Shard {
                 drop(old);
                 return None;
             }
+            let age = state.keep.age;
             drop(state);
+            if age.is_some_and(|age| recent().since(conn.born) >= age) {
+                continue;
+            }
             if conn.wire.reusable() {
                 return Some(conn);
             }
@@ -118,6 +125,9 @@ impl Shard {
         conn.idle_since = recent();
         let mut state = self.state.lock();
         let keep = state.keep;
+        if keep.age.is_some_and(|age| conn.idle_since.since(conn.born) >= age) {
+            return drop((state, conn));
+        }
         let Some(slot) = state.slots.get_mut(&conn.open.endpoint) else { return drop((state, conn)) };
         let at = conn.idle_since;
         slot.idle.push_back(conn);
@@ -132,10 +142,14 @@ impl Shard {
     }
 
     /// Begins to count a connection that is being opened.
-    pub fn open(&self, endpoint: u64) -> Open {
-        let meter = self.state.lock().slots.entry(endpoint).or_default().meter.clone();
+    pub fn open(&self, key: u64, endpoint: u64) -> Open {
+        let mut state = self.state.lock();
+        let slot = state.slots.entry(key).or_default();
+        slot.of = (key != endpoint).then_some(endpoint);
+        let meter = slot.meter.clone();
+        drop(state);
         meter.fetch_add(1, Relaxed);
-        Open { endpoint, meter }
+        Open { endpoint: key, meter }
     }
 
     /// What ALPN chose last time.
@@ -155,6 +169,7 @@ impl Shard {
     /// The session with the most room. `None`: another is wanted. With `crowd`, a full one will do.
     pub fn session(&self, endpoint: u64, crowd: bool) -> Option<Arc<Session>> {
         let mut state = self.state.lock();
+        let most = state.keep.sessions;
         let slot = state.slots.get_mut(&endpoint)?;
         let before = slot.sessions.len();
         let closed: Vec<_> = if slot.sessions.iter().any(|s| s.closed()) {
@@ -165,7 +180,7 @@ impl Shard {
         // Fill the first before the second: then the last can fall idle and close.
         let roomy = slot.sessions.iter().find(|s| s.room()).cloned();
         let found = roomy.or_else(|| {
-            let full = crowd || (before > 0 && slot.sessions.len() >= MAX_SESSIONS);
+            let full = crowd || (before > 0 && slot.sessions.len() >= most);
             full.then(|| slot.sessions.iter().min_by_key(|s| s.streams()).cloned()).flatten()
         });
         drop(state);
@@ -179,8 +194,15 @@ impl Shard {
 
     /// The endpoint is gone: idle connections close now, others after what they carry.
     pub fn forget(&self, endpoint: u64) {
-        let slot = self.state.lock().slots.remove(&endpoint);
-        drop(slot);
+        let mut state = self.state.lock();
+        let slot = state.slots.remove(&endpoint);
+        let of_clients: Vec<_> = if state.settings.proxy_protocol.is_some() {
+            state.slots.extract_if(|_, slot| slot.of == Some(endpoint)).collect()
+        } else {
+            Vec::new()
+        };
+        drop(state);
+        drop((slot, of_clients));
     }
 
     /// Closes what has been idle for too long.
@@ -195,12 +217,14 @@ impl Shard {
             }
             done.extend(slot.sessions.extract_if(.., |s| s.closed() || s.idle_for(at) >= idle));
         }
+        // Clients come and go; endpoints are told of by discovery.
+        state.slots.retain(|_, slot| slot.of.is_none() || slot.meter.load(Relaxed) > 0);
         drop(state);
     }
 
     pub fn count(&self, into: &mut std::collections::BTreeMap<u64, Connections>) {
-        for (endpoint, slot) in &self.state.lock().slots {
-            let sum = into.entry(*endpoint).or_default();
+        for (key, slot) in &self.state.lock().slots {
+            let sum = into.entry(slot.of.unwrap_or(*key)).or_default();
             sum.open += slot.meter.load(Relaxed);
             sum.idle += slot.idle.len();
             sum.h2 += slot.sessions.iter().filter(|s| !s.closed()).count();

@@ -18,6 +18,8 @@ pub enum Mood {
     Well,
     /// 200 after this many milliseconds.
     Slow(u64),
+    /// 200 after this many milliseconds of work, at which it does [`WORKERS`] at once; the others wait their turn.
+    Narrow(u64),
     /// This status.
     Says(u16),
     /// 200, and closes the connection without having announced it.
@@ -27,6 +29,9 @@ pub enum Mood {
     /// Sends a head that promises a lot, then a piece every 10 ms.
     Endless,
 }
+
+/// See [`Mood::Narrow`].
+pub const WORKERS: usize = 4;
 
 /// An HTTP/1.1 endpoint. A request with `upgrade` gets 101 and its bytes back.
 pub struct Backend {
@@ -41,6 +46,7 @@ struct State {
     mood: Mutex<Mood>,
     requests: AtomicUsize,
     connections: AtomicUsize,
+    workers: tokio::sync::Semaphore,
 }
 
 impl Backend {
@@ -49,8 +55,12 @@ impl Backend {
         let runtime = background();
         let listener = bind("127.0.0.1:0".parse().expect("an address"));
         let address = listener.local_addr().expect("bound");
-        let state =
-            Arc::new(State { mood: Mutex::new(mood), requests: AtomicUsize::new(0), connections: AtomicUsize::new(0) });
+        let state = Arc::new(State {
+            mood: Mutex::new(mood),
+            requests: AtomicUsize::new(0),
+            connections: AtomicUsize::new(0),
+            workers: tokio::sync::Semaphore::new(WORKERS),
+        });
         let backend = Self { address, state, runtime, alive: Mutex::new(None) };
         backend.open(listener);
         backend
@@ -159,6 +169,10 @@ async fn serve(stream: TcpStream, state: &State) {
         match mood {
             Mood::Silent => std::future::pending().await,
             Mood::Slow(ms) => tokio::time::sleep(Duration::from_millis(ms)).await,
+            Mood::Narrow(ms) => {
+                let _worker = state.workers.acquire().await;
+                tokio::time::sleep(Duration::from_millis(ms)).await;
+            }
             Mood::Endless => return endless(io).await,
             _ => {}
         }

@@ -135,6 +135,11 @@ impl Load {
         self.shared.done.load(SeqCst)
     }
 
+    /// What came of it so far.
+    pub fn so_far(&self) -> Tally {
+        self.shared.tally.lock().expect("no client panics").clone()
+    }
+
     /// Waits until `n` more are done.
     pub fn wait_for(&self, n: usize) {
         let goal = self.done() + n;

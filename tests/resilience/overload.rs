@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::common::backend::{Backend, Mood};
+use super::common::backend::{Backend, Mood, WORKERS};
 use super::common::load::{Load, Plan};
 use super::common::{Onehop, get, get_with};
 use super::{forward, head, metric, until};
@@ -86,6 +86,34 @@ fn an_overloaded_service_answers_as_fast_as_it_can() {
     assert!(tally.statuses[&200] > 20 && tally.statuses[&503] > 100, "{:?}", tally.statuses);
     assert!(tally.quantile(0.99) < Duration::from_millis(500), "p99 {:?}", tally.quantile(0.99));
     until("every place is free", || metric(&hop, "onehop_breaker_active{service=\"app\"}") == 0.0);
+}
+
+#[test]
+fn a_service_that_is_asked_for_more_than_it_can_do_goes_on_doing_what_it_can() {
+    let app = Backend::start(Mood::Narrow(20));
+    let more = ", adaptiveConcurrency: { initialConcurrency: 40, minRtt: { interval: 5s } }, retry: { attempts: 0 }";
+    let hop = Onehop::start(&forward(&[&app], more));
+    let limit = || metric(&hop, "onehop_concurrency_limit{service=\"app\"}");
+    let plan = Plan { pause: Duration::from_millis(5), wanted: &[200, 503], ..Plan::get(hop.at("web"), "/") };
+    let load = Load::start(Plan { clients: 24, ..plan });
+    // Ten times what it does at once, so every answer would take ten times as long.
+    until("the limit falls to what the service can do", || limit() < 3.0 * WORKERS as f64);
+    let (begun, before) = (load.so_far(), app.requests());
+    until("it has done some work", || app.requests() > before + 300);
+    let (ended, done) = (load.so_far(), app.requests() - before);
+    let good = ended.statuses[&200] - begun.statuses[&200];
+    // What it did was not in vain, and it had always something to do.
+    assert!(good + 16 > done, "{good} good answers for {done} requests");
+    assert!(ended.statuses.contains_key(&503), "too much was asked: {:?}", ended.statuses);
+    let view: serde_json::Value = serde_json::from_str(&hop.admin_get("/endpoints").body()).expect("JSON");
+    assert!(view["services"]["app"]["concurrency"]["limit"].as_u64() >= Some(WORKERS as u64), "{view}");
+    // The limit outlives a reload.
+    let learned = limit();
+    let (status, text) = hop.reload(&forward(&[&app], &more.replace("interval: 5s", "interval: 6s")));
+    assert_eq!(status, 200, "{text}");
+    assert!(limit() < 3.0 * WORKERS as f64, "{learned} became {}", limit());
+    load.stop().assert_clean("more than it can do", 300);
+    until("every place is free", || metric(&hop, "onehop_concurrency_active{service=\"app\"}") == 0.0);
 }
 
 #[test]

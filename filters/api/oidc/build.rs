@@ -11,7 +11,6 @@ use super::cookies::Jar;
 use super::opened::Lately;
 use super::provider::{Discovery, Provider, document_of, keep_known};
 use super::refresh::Memory;
-use super::seal::{Keys, LEAST_SECRET, random};
 use super::session::Limits;
 use super::tokens::Client;
 use super::{Core, Counters, Oidc};
@@ -20,6 +19,7 @@ use crate::api::jose::source;
 use crate::api::jose::token::Rules;
 use crate::contract::client::Remote;
 use crate::contract::filter::Authenticator;
+use crate::contract::seal::{Keys, LEAST_SECRET, random};
 use crate::contract::units::Secret;
 use crate::contract::{Build, ConfigError, Node, Spot};
 

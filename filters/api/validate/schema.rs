@@ -9,7 +9,7 @@ use jsonschema::{Draft, PatternOptions, Registry, Resource, Retrieve, Uri, Valid
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 use serde_json::{Value, json};
 
-use crate::api::watched;
+use crate::api::watched::document;
 use crate::contract::{Mistake, Node};
 
 /// Most mistakes that an answer lists.
@@ -49,17 +49,6 @@ impl Retrieve for Folder {
         self.files.lock().expect("no panic under the lock").push(real);
         Ok(value)
     }
-}
-
-/// Reads YAML or JSON.
-pub fn document(path: &Path) -> Result<Value, String> {
-    let bytes = watched::read(path)?;
-    let wrong = |e: String| format!("{}: {}", path.display(), e.lines().next().unwrap_or_default());
-    if path.extension().is_some_and(|e| e == "json") {
-        return serde_json::from_slice(&bytes).map_err(|e| wrong(e.to_string()));
-    }
-    let text = std::str::from_utf8(&bytes).map_err(|e| wrong(e.to_string()))?;
-    serde_saphyr::from_str(text).map_err(|e| wrong(e.to_string()))
 }
 
 /// The URI of a file, from which its references start.

@@ -1,7 +1,6 @@
 //! `circuitBreaker`: caps on what runs at once against a service, with a short, bounded queue before it.
 
 mod config;
-mod core;
 #[cfg(test)]
 mod tests;
 
@@ -9,13 +8,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use self::config::Section;
-use self::core::{Asked, Places};
+use crate::contract::clock::recent;
 use crate::contract::fault::{Fault, Reason};
 use crate::contract::mesh::{Admit, Endpoint, Gate};
 use crate::contract::metrics::{Counter, Gauge};
 use crate::contract::principal::Priority;
 use crate::contract::section::{ConfigError, Node};
 use crate::contract::{Build, Entry, Moment, Role};
+use crate::mesh::places::{Asked, Called, Places};
 
 /// The filter.
 pub const ENTRY: Entry = Entry {
@@ -38,7 +38,7 @@ fn build(section: Option<&Node>, build: &mut Build<'_>) -> Result<Option<Arc<dyn
     // Without a cap nobody waits, and nothing has to be counted.
     let Some(cap) = s.max_requests.into_iter().chain(s.max_connections).min() else { return Ok(None) };
     let (cap, max_pending) = (cap.get(), s.max_pending.unwrap_or(PENDING));
-    let places = build.keep("circuitBreaker.places", "", || Places::new(cap, max_pending));
+    let places = build.keep("circuitBreaker.places", "", || Places::new(cap, max_pending, None));
     let labels = [("service", crate::mesh::service_of(&build.scope))];
     let m = &build.metrics;
     let refused = |reason: &'static str| {
@@ -59,7 +59,7 @@ fn build(section: Option<&Node>, build: &mut Build<'_>) -> Result<Option<Arc<dyn
     };
     let limit = m.gauge("onehop_breaker_limit", "Places the circuit breaker gives at once.", &labels);
     build.at_publish(move || {
-        places.resize(cap, max_pending);
+        places.resize(cap, max_pending, recent());
         limit.set(cap.into());
     });
     Ok(Some(Arc::new(breaker)))
@@ -83,8 +83,8 @@ fn refusal(reason: Reason) -> Fault {
 }
 
 impl Gate for Breaker {
-    fn admit(&self, _: Moment, priority: Priority) -> Admit<'_> {
-        match self.places.ask(priority) {
+    fn admit(&self, now: Moment, priority: Priority) -> Admit<'_> {
+        match self.places.ask(priority, now) {
             Asked::Yes(taken) => {
                 self.active.add(1);
                 // Counted on the way up only; 64 bits, for the product of a large cap.
@@ -104,11 +104,11 @@ impl Gate for Breaker {
             Asked::Wait(ticket) => Admit::Wait(Box::pin(async move {
                 let _waiting = Waiting::new(&self.pending);
                 match tokio::time::timeout(self.timeout, ticket.called()).await {
-                    Ok(true) => {
+                    Ok(Called::Place) => {
                         self.active.add(1);
                         Ok(())
                     }
-                    Ok(false) => {
+                    Ok(Called::Displaced | Called::Late) => {
                         self.overflow.inc();
                         Err(refusal(Reason::PendingOverflow))
                     }
@@ -122,7 +122,7 @@ impl Gate for Breaker {
     }
     fn release(&self, _: Option<&Endpoint>) {
         self.active.add(-1);
-        self.places.release();
+        self.places.release(recent());
     }
 }
 

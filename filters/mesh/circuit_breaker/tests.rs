@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::core::{Asked, Places};
 use crate::contract::mesh::{Admit, Gate};
 use crate::contract::principal::Priority::{self, High, Low, Normal};
 use crate::contract::{Moment, Reason, Role};
 use crate::mesh::bed::{self, Bed};
+use crate::mesh::places::{Asked, Called, Places};
 
 fn gate(bed: &mut Bed, json: &str) -> Option<Arc<dyn Gate>> {
     let Role::Gate(build) = super::ENTRY.role else { panic!("a gate") };
@@ -26,18 +26,18 @@ fn reason(admit: Admit<'_>) -> Option<Reason> {
 
 #[test]
 fn caps_are_exact_across_threads() {
-    let places = Places::new(7, 0);
+    let places = Places::new(7, 0, None);
     let (inside, most, refused) = (AtomicU32::new(0), AtomicU32::new(0), AtomicU32::new(0));
     std::thread::scope(|s| {
         for _ in 0..8 {
             s.spawn(|| {
                 for _ in 0..5_000 {
-                    match places.ask(Normal) {
+                    match places.ask(Normal, Moment(0)) {
                         Asked::Yes(_) => {
                             most.fetch_max(inside.fetch_add(1, SeqCst) + 1, SeqCst);
                             std::thread::yield_now();
                             inside.fetch_sub(1, SeqCst);
-                            places.release();
+                            places.release(Moment(0));
                         }
                         Asked::Full => {
                             refused.fetch_add(1, SeqCst);
@@ -54,24 +54,24 @@ fn caps_are_exact_across_threads() {
 
 #[tokio::test]
 async fn who_waits_is_served_in_order_and_may_leave() {
-    let places = Arc::new(Places::new(1, 3));
-    assert!(matches!(places.ask(Normal), Asked::Yes(1)));
+    let places = Arc::new(Places::new(1, 3, None));
+    assert!(matches!(places.ask(Normal, Moment(0)), Asked::Yes(1)));
     let order = Arc::new(parking_lot::Mutex::new(Vec::new()));
     let mut waiters = Vec::new();
     for n in 0..3 {
-        let Asked::Wait(ticket) = places.ask(Normal) else { panic!("there is room to wait") };
+        let Asked::Wait(ticket) = places.ask(Normal, Moment(0)) else { panic!("there is room to wait") };
         waiters.push((n, ticket));
     }
-    assert!(matches!(places.ask(Normal), Asked::Full));
+    assert!(matches!(places.ask(Normal, Moment(0)), Asked::Full));
     let leaver = waiters.remove(1);
     drop(leaver);
     assert_eq!(places.counts(), (1, 2));
-    places.release();
+    places.release(Moment(0));
     assert_eq!(places.counts(), (1, 1), "the place went to the first in the queue");
     for (n, ticket) in waiters {
-        assert!(ticket.called().await, "all are equal");
+        assert_eq!(ticket.called().await, Called::Place, "all are equal");
         order.lock().push(n);
-        places.release();
+        places.release(Moment(0));
     }
     assert_eq!(*order.lock(), [0, 2]);
     assert_eq!(places.counts(), (0, 0));
@@ -79,11 +79,11 @@ async fn who_waits_is_served_in_order_and_may_leave() {
 
 #[test]
 fn one_who_is_called_and_has_left_gives_the_place_back() {
-    let places = Places::new(1, 3);
-    assert!(matches!(places.ask(Normal), Asked::Yes(1)));
-    let Asked::Wait(first) = places.ask(Normal) else { panic!("waits") };
-    let Asked::Wait(second) = places.ask(Normal) else { panic!("waits") };
-    places.release();
+    let places = Places::new(1, 3, None);
+    assert!(matches!(places.ask(Normal, Moment(0)), Asked::Yes(1)));
+    let Asked::Wait(first) = places.ask(Normal, Moment(0)) else { panic!("waits") };
+    let Asked::Wait(second) = places.ask(Normal, Moment(0)) else { panic!("waits") };
+    places.release(Moment(0));
     drop(first);
     assert_eq!(places.counts(), (1, 0), "the second was called in its stead");
     drop(second);
@@ -92,20 +92,20 @@ fn one_who_is_called_and_has_left_gives_the_place_back() {
 
 #[test]
 fn nothing_is_lost_when_waiters_come_and_go_in_threads() {
-    let places = Places::new(2, 4);
+    let places = Places::new(2, 4, None);
     std::thread::scope(|s| {
         for t in 0..8u32 {
             let places = &places;
             s.spawn(move || {
                 let rt = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
                 for i in 0..2_000u32 {
-                    match places.ask(Normal) {
-                        Asked::Yes(_) => places.release(),
+                    match places.ask(Normal, Moment(0)) {
+                        Asked::Yes(_) => places.release(Moment(0)),
                         Asked::Full => {}
                         Asked::Wait(ticket) if (i + t) % 3 == 0 => drop(ticket),
                         Asked::Wait(ticket) => rt.block_on(async {
-                            assert!(ticket.called().await, "all are equal");
-                            places.release();
+                            assert_eq!(ticket.called().await, Called::Place, "all are equal");
+                            places.release(Moment(0));
                         }),
                     }
                 }
@@ -193,10 +193,10 @@ async fn the_higher_priority_goes_first_and_displaces_the_youngest_of_the_lowest
 
 #[test]
 fn one_who_was_displaced_and_has_left_gives_nothing_back() {
-    let places = Places::new(1, 1);
-    assert!(matches!(places.ask(Low), Asked::Yes(1)));
-    let Asked::Wait(low) = places.ask(Low) else { panic!("waits") };
-    let Asked::Wait(high) = places.ask(High) else { panic!("displaces") };
+    let places = Places::new(1, 1, None);
+    assert!(matches!(places.ask(Low, Moment(0)), Asked::Yes(1)));
+    let Asked::Wait(low) = places.ask(Low, Moment(0)) else { panic!("waits") };
+    let Asked::Wait(high) = places.ask(High, Moment(0)) else { panic!("displaces") };
     drop(low);
     assert_eq!(places.counts(), (1, 1));
     drop(high);
@@ -223,21 +223,21 @@ fn moves() -> impl Strategy<Value = Vec<Move>> {
 /// A turn, and what became of it.
 struct Turn<'a> {
     priority: Priority,
-    waits: Pin<Box<dyn Future<Output = bool> + 'a>>,
+    waits: Pin<Box<dyn Future<Output = Called> + 'a>>,
 }
 
 proptest! {
     /// Against a list that is searched from end to end.
     #[test]
     fn the_queue_is_what_a_plain_list_would_be(cap in 1..4u32, room in 0..5usize, moves in moves()) {
-        let places = Places::new(cap, u32::try_from(room).expect("small"));
+        let places = Places::new(cap, u32::try_from(room).expect("small"), None);
         let mut taken = 0;
         let mut line: Vec<Turn<'_>> = Vec::new();
         for step in moves {
             // Position in the line of the one who hears something now, and what.
             let mut told = None;
             match step {
-                Move::Ask(priority) => match places.ask(priority) {
+                Move::Ask(priority) => match places.ask(priority, Moment(0)) {
                     Asked::Yes(n) => {
                         taken += 1;
                         prop_assert!(line.is_empty() && n == taken && taken <= cap);
@@ -258,7 +258,7 @@ proptest! {
                 },
                 Move::Release if taken == 0 => {}
                 Move::Release => {
-                    places.release();
+                    places.release(Moment(0));
                     match line.iter().map(|t| t.priority).max() {
                         Some(highest) => told = line.iter().position(|t| t.priority == highest).map(|at| (at, true)),
                         None => taken -= 1,
@@ -270,7 +270,7 @@ proptest! {
             let mut heard = Vec::new();
             for (at, turn) in line.iter_mut().enumerate() {
                 if let Poll::Ready(called) = turn.waits.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-                    heard.push((at, called));
+                    heard.push((at, called == Called::Place));
                 }
             }
             prop_assert_eq!(&heard[..], told.as_slice());

@@ -8,8 +8,8 @@ use crate::contract::Moment;
 use crate::contract::fault::{Reason, Side};
 use crate::contract::mesh::{EndpointState, TryOutcome};
 
-/// A probe that brings no verdict in this time (its caller left) makes way for another.
-const LEASE: Duration = Duration::from_secs(10);
+/// A probe that brings no verdict in this time makes way for another: longer than a request usually may take.
+const LEASE: Duration = Duration::from_secs(60);
 /// Clocks of pick and verdict are read a moment apart.
 const SLACK: Duration = Duration::from_millis(1);
 
@@ -102,7 +102,7 @@ fn tripped(counts: &[(&std::sync::atomic::AtomicU32, u32)]) -> Act {
 /// An ejected endpoint listens to its probe alone: what was under way before it, or was sent in panic, decides nothing.
 fn settle(e: &EndpointState, verdict: Verdict, picked: Moment, until: u64, now: Moment) -> Act {
     let claimed = Moment(until) - LEASE;
-    if !e.probing.load(Acquire) || picked + SLACK < claimed {
+    if !e.probing.load(Acquire) || now.0 >= until || picked + SLACK < claimed {
         return Act::None;
     }
     match verdict {
@@ -115,11 +115,10 @@ fn settle(e: &EndpointState, verdict: Verdict, picked: Moment, until: u64, now: 
             forget(e);
             Act::Restored
         }
-        // No verdict: the next request may probe, at once.
+        // No verdict: the next request may probe, at once. It says so itself; to say here that nobody does would be too
+        // late for one that has begun meanwhile.
         Verdict::Nothing => {
-            if e.ejected_until.compare_exchange(until, now.0.max(1), AcqRel, Relaxed).is_ok() {
-                e.probing.store(false, Relaxed);
-            }
+            let _ = e.ejected_until.compare_exchange(until, now.0.max(1), AcqRel, Relaxed);
             Act::None
         }
         Verdict::Error { .. } | Verdict::Unreachable => Act::Eject,
@@ -139,11 +138,12 @@ pub fn claim(e: &EndpointState, now: Moment) -> bool {
     if until == 0 || now.0 < until && !e.probing.load(Acquire) {
         return true;
     }
-    if now.0 < until || e.ejected_until.compare_exchange(until, (now + LEASE).0, AcqRel, Relaxed).is_err() {
+    if now.0 < until {
         return false;
     }
-    e.probing.store(true, std::sync::atomic::Ordering::Release);
-    true
+    // Before the claim, or a thread that sees it done would take the endpoint for one that is ejected and picked in panic.
+    e.probing.store(true, Relaxed);
+    e.ejected_until.compare_exchange(until, (now + LEASE).0, AcqRel, Relaxed).is_ok()
 }
 
 /// Ejects: n-th time, n times as long. Callers agree beforehand that it may go.

@@ -170,10 +170,14 @@ fn a_probe_that_vanishes_makes_way() {
     fail(&*g, &set[0], 5, 100);
     assert!(g.picked(&set[0], Moment(140 * SECOND)));
     assert!(!g.picked(&set[0], Moment(145 * SECOND)));
-    assert!(g.picked(&set[0], Moment(151 * SECOND)), "its caller left, nobody told");
+    assert!(g.picked(&set[0], Moment(201 * SECOND)), "its caller left, nobody told");
     // Told, the next one may come at once.
-    g.observe(&set[0], &failure(Reason::ClientGone, Proof::MayHaveRun), Moment(152 * SECOND));
-    assert!(set[0].available(Moment(152 * SECOND)) && g.picked(&set[0], Moment(152 * SECOND)));
+    g.observe(&set[0], &failure(Reason::ClientGone, Proof::MayHaveRun), Moment(202 * SECOND));
+    assert!(set[0].available(Moment(202 * SECOND)));
+    let none = HeaderMap::new();
+    g.observe(&set[0], &answer(200, &none), Moment(202 * SECOND));
+    assert!(out(&set[0]), "nobody probes: this answer is to a try from before");
+    assert!(g.picked(&set[0], Moment(202 * SECOND)));
 }
 
 #[test]

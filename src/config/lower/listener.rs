@@ -4,22 +4,43 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use onehop_filters::contract::networks::Networks;
 use onehop_filters::contract::section::Value;
 use onehop_filters::contract::{Node, Span, Spot};
 
-use super::super::plan::{Bind, Capture, Limits, Listener, ListenerTls, Paths, ProxyProtocol};
+use super::super::plan::{Bind, Capture, Clients, Limits, Listener, ListenerTls, Paths, ProxyProtocol, Tcp};
 use super::super::raw;
 use super::Lower;
+
+/// Keys that do nothing on a listener that takes connections instead of requests.
+const HTTP_ONLY: [&str; 4] = ["exposure", "unknownHosts", "paths", "via"];
+/// Limits that act on one.
+const TCP_LIMITS: [&str; 3] = ["connections", "connectionsPerClient", "tlsTimeout"];
 
 impl Lower<'_> {
     pub(super) fn listener(&mut self, name: &str, span: Span, node: &Node) -> Option<Arc<Listener>> {
         let mut raw: raw::Listener = self.read(node)?;
+        let passthrough = raw.tls.as_ref().is_some_and(|tls| tls.mode == Some(raw::ListenerTlsMode::Passthrough));
+        if passthrough && node.get("protocols").is_none() {
+            raw.protocols = vec![raw::Http::Tcp];
+        }
         raw.settle();
         self.fill_at("listeners", name, &raw);
+        let tcp = raw.protocols.contains(&raw::Http::Tcp);
+        if tcp {
+            self.without_requests(name, node, raw.protocols.len());
+        } else if passthrough {
+            let at = node.get("protocols").map_or(span, |n| n.span);
+            self.error(at, "what is not decrypted cannot be read as HTTP", "write `protocols: [tcp]`");
+        }
         if let Some(list) = node.get("protocols").filter(|n| n.value == Value::Seq(Vec::new())) {
             self.error(list.span, "the listener speaks no protocol", "write `[h1, h2]`, or one of them");
         }
         let tls = match &raw.tls {
+            Some(_) if passthrough => {
+                self.not_decrypted(name, node.get("tls"));
+                None
+            }
             Some(tls) => Some(self.listener_tls(tls, node.get("tls").unwrap_or(node))?),
             None => None,
         };
@@ -56,6 +77,7 @@ impl Lower<'_> {
             h1: raw.protocols.contains(&raw::Http::H1),
             h2: raw.protocols.contains(&raw::Http::H2),
             tls,
+            tcp: tcp.then_some(if passthrough { Tcp::Passthrough } else { Tcp::Bytes }),
             trusted: trusted.into(),
             proxy_protocol: match raw.proxy_protocol {
                 raw::ProxyProtocol::None => ProxyProtocol::None,
@@ -68,6 +90,7 @@ impl Lower<'_> {
                 raw::Capture::Outbound => Capture::Outbound,
             }),
             passthrough: raw.unknown_hosts == Some(raw::UnknownHosts::Passthrough),
+            clients: self.clients(raw.ip_rules.as_ref()),
             limits: self.limits(&raw.limits),
             paths: Paths {
                 reject_escaped_slashes: raw.paths.escaped_slashes == Some(raw::Rule::Reject),
@@ -76,6 +99,41 @@ impl Lower<'_> {
             via: raw.via,
             accept_balance: raw.accept_balance,
         }))
+    }
+
+    /// A TCP listener: keys about requests would do nothing.
+    fn without_requests(&mut self, name: &str, node: &Node, protocols: usize) {
+        if protocols > 1 {
+            let at = node.get("protocols").map_or(node.span, |n| n.span);
+            self.error(at, "`tcp` stands alone", "write `[tcp]`, and give HTTP a listener of its own");
+        }
+        let dead = |key: &str| HTTP_ONLY.contains(&key);
+        let dead_limit = |key: &str| !TCP_LIMITS.contains(&key);
+        let limits = node.get("limits").map(Node::entries).unwrap_or_default();
+        let found = node.entries().iter().filter(|(k, _)| dead(&k.name));
+        for (key, _) in found.chain(limits.iter().filter(|(k, _)| dead_limit(&k.name))) {
+            let help = format!("remove `{}`", key.name);
+            self.error(key.span, format!("`{}` is about requests, and this listener takes none", key.name), help);
+        }
+        let filled = self.filled.as_mut().and_then(|f| f.get_mut("listeners")?.get_mut(name)?.as_object_mut());
+        if let Some(filled) = filled {
+            filled.retain(|key, _| !dead(key));
+            if let Some(limits) = filled.get_mut("limits").and_then(|l| l.as_object_mut()) {
+                limits.retain(|key, _| !dead_limit(key));
+            }
+        }
+    }
+
+    /// `tls.mode: passthrough`: nothing else of `tls` would act. Its defaults are not shown either.
+    fn not_decrypted(&mut self, name: &str, tls: Option<&Node>) {
+        for (key, _) in tls.map(Node::entries).unwrap_or_default().iter().filter(|(k, _)| k.name != "mode") {
+            let help = format!("remove `{}`, or remove `mode` to end TLS here", key.name);
+            self.error(key.span, "TLS is passed through, not ended here", help);
+        }
+        let filled = self.filled.as_mut().and_then(|f| f.get_mut("listeners")?.get_mut(name)?.get_mut("tls"));
+        if let Some(filled) = filled.and_then(|tls| tls.as_object_mut()) {
+            filled.retain(|key, _| key == "mode");
+        }
     }
 
     fn listener_tls(&mut self, tls: &Spot<raw::ListenerTls>, node: &Node) -> Option<ListenerTls> {
@@ -119,6 +177,23 @@ impl Lower<'_> {
         })
     }
 
+    fn clients(&mut self, raw: Option<&Spot<raw::Clients>>) -> Option<Arc<Clients>> {
+        let raw = raw?;
+        if raw.allow.is_none() && raw.deny.is_empty() {
+            self.error(raw.span, "`ipRules` checks nothing", "name networks in `allow` or `deny`");
+        }
+        let allow = raw.allow.as_deref().map(Networks::read).transpose();
+        let deny = Networks::read(&raw.deny);
+        match (allow, deny) {
+            (Ok(allow), Ok(deny)) => Some(Arc::new(Clients { allow, deny })),
+            (allow, deny) => {
+                self.errors.extend(allow.err());
+                self.errors.extend(deny.err());
+                None
+            }
+        }
+    }
+
     fn network(&mut self, text: &Spot<String>) -> Option<IpNet> {
         let net = text.parse::<IpNet>().or_else(|_| text.parse::<std::net::IpAddr>().map(IpNet::from));
         if net.is_err() {
@@ -136,6 +211,7 @@ impl Lower<'_> {
             body: Some(raw.body.unwrap_or_default().0).filter(|n| *n > 0),
             streams: self.count(&raw.streams, 1 << 16),
             connections: self.count(&raw.connections, 1 << 24),
+            per_client: raw.connections_per_client.as_ref().map(|n| self.count(n, 1 << 24)),
             head_timeout: raw.head_timeout.0,
             body_idle_timeout: raw.body_idle_timeout.0,
             idle_timeout: raw.idle_timeout.0,
@@ -154,7 +230,7 @@ impl Lower<'_> {
     }
 
     /// A count from 1; zero would refuse everything and is never meant.
-    fn count<T: TryFrom<u64> + Default>(&mut self, n: &Spot<u64>, high: u64) -> T {
+    pub(super) fn count<T: TryFrom<u64> + Default>(&mut self, n: &Spot<u64>, high: u64) -> T {
         if !(1..=high).contains(&n.value) {
             self.error(n.span, format!("{} is out of range", n.value), format!("from 1 to {high}"));
         }
