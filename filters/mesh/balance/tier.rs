@@ -57,6 +57,19 @@ pub struct Census {
     pub capacity: Capacity,
 }
 
+impl std::iter::Sum for Census {
+    fn sum<I: Iterator<Item = Self>>(parts: I) -> Self {
+        parts.fold(Self::default(), |sum, part| Self {
+            offered: sum.offered + part.offered,
+            available: sum.available + part.available,
+            capacity: Capacity {
+                offered: sum.capacity.offered + part.capacity.offered,
+                available: sum.capacity.available + part.capacity.available,
+            },
+        })
+    }
+}
+
 impl Census {
     /// Whether that is enough. `panic`: the least share of available endpoints.
     pub fn outlook(&self, panic: f64) -> Outlook {
