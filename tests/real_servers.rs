@@ -7,6 +7,8 @@ mod common;
 #[path = "real/kit.rs"]
 mod kit;
 
+#[path = "real/cache.rs"]
+mod cache;
 #[path = "real/credentials.rs"]
 mod credentials;
 #[path = "real/curl.rs"]
@@ -23,6 +25,8 @@ mod grpc;
 mod grpc_web;
 #[path = "real/h2spec.rs"]
 mod h2spec;
+#[path = "real/introspection.rs"]
+mod introspection;
 #[path = "real/jwks.rs"]
 mod jwks;
 #[path = "real/kubernetes.rs"]
@@ -43,6 +47,8 @@ mod redis;
 mod registries;
 #[path = "real/tls.rs"]
 mod tls;
+#[path = "real/transcode.rs"]
+mod transcode;
 #[path = "real/websocket.rs"]
 mod websocket;
 #[path = "real/xds.rs"]

@@ -8,6 +8,8 @@ mod drain;
 mod failure;
 #[path = "resilience/overload.rs"]
 mod overload;
+#[path = "resilience/rolling.rs"]
+mod rolling;
 #[path = "resilience/start.rs"]
 mod start;
 

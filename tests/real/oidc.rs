@@ -7,7 +7,7 @@ use super::common::{Endpoint, Onehop};
 use super::kit::{Authority, Server, free_port, succeed, tool};
 
 /// A script of `tests/real/node`.
-fn node(script: &str) -> Command {
+pub fn node(script: &str) -> Command {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let provider = root.join("target/real-node/node_modules/oidc-provider");
     assert!(provider.is_dir(), "{} is missing: run tests/real/install.sh", provider.display());

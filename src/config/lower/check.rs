@@ -89,8 +89,8 @@ impl Lower<'_> {
         self.repeated_binds(plan);
         self.fallback_loops(plan);
         self.slow_tries(plan);
+        self.passed_on(plan);
         self.carried(plan);
-        self.connections(plan);
         self.shadowed(plan);
         self.unused(plan);
     }
@@ -166,21 +166,8 @@ impl Lower<'_> {
         }
     }
 
-    /// Identities come from calls that the application serves, for calls that it makes: those arrive on mesh listeners.
-    fn carried(&mut self, plan: &Plan) {
-        for route in plan.routes.iter().filter(|route| route.carry_identity) {
-            let on = |name: &str| route.listeners.as_ref().is_none_or(|mine| mine.iter().any(|n| n == name));
-            if !plan.listeners.iter().any(|(name, listener)| on(name) && (listener.mesh || listener.capture.is_some()))
-            {
-                let message =
-                    format!("route `{}` is on no mesh listener: no call comes there from an application", route.name);
-                self.error(route.span, message, "remove `carry.identity`, or write `exposure: mesh` on its listener");
-            }
-        }
-    }
-
     /// Routes of TCP listeners, and such listeners without one.
-    fn connections(&mut self, plan: &Plan) {
+    fn passed_on(&mut self, plan: &Plan) {
         for route in plan.routes.iter().filter(|r| r.tcp) {
             let on = route.listeners.iter().flatten().filter_map(|name| plan.listeners.get(name));
             let passed = on.clone().any(|l| l.tcp == Some(Tcp::Passthrough));
@@ -217,6 +204,19 @@ impl Lower<'_> {
             if !plan.routes.iter().any(mine) {
                 let message = format!("no route names listener `{}`: it closes every connection", listener.name);
                 self.warn(listener.span, message, "add `- { name: NAME, listeners: [LISTENER], to: SERVICE }`");
+            }
+        }
+    }
+
+    /// Identities come from calls that the application serves, for calls that it makes: those arrive on mesh listeners.
+    fn carried(&mut self, plan: &Plan) {
+        for route in plan.routes.iter().filter(|route| route.carry_identity) {
+            let on = |name: &str| route.listeners.as_ref().is_none_or(|mine| mine.iter().any(|n| n == name));
+            if !plan.listeners.iter().any(|(name, listener)| on(name) && (listener.mesh || listener.capture.is_some()))
+            {
+                let message =
+                    format!("route `{}` is on no mesh listener: no call comes there from an application", route.name);
+                self.error(route.span, message, "remove `carry.identity`, or write `exposure: mesh` on its listener");
             }
         }
     }

@@ -22,8 +22,20 @@ server.listen(0, '127.0.0.1', () => {
       response_types: ['code'],
       backchannel_logout_uri: `${origin}/oauth2/backchannel-logout`,
       backchannel_logout_session_required: true,
+    }, {
+      // A program that calls, and the gateways that ask about its tokens.
+      client_id: 'machine', client_secret: 'hush-hush-machine', grant_types: ['client_credentials'], redirect_uris: [], response_types: [],
+    }, {
+      client_id: 'gate way', client_secret: 'hush:hush%gateway', grant_types: [], redirect_uris: [], response_types: [],
+    }, {
+      client_id: 'poster', client_secret: 'hush-hush-poster', token_endpoint_auth_method: 'client_secret_post',
+      grant_types: [], redirect_uris: [], response_types: [],
     }],
-    features: { devInteractions: { enabled: true }, backchannelLogout: { enabled: true } },
+    features: {
+      devInteractions: { enabled: true }, backchannelLogout: { enabled: true },
+      clientCredentials: { enabled: true }, introspection: { enabled: true }, revocation: { enabled: true },
+    },
+    scopes: ['openid', 'offline_access', 'orders', 'stock'],
     cookies: { keys: ['of-no-importance'] },
     pkce: { required: () => true },
     // Its own calls nobody on this machine, against forged requests; the client is here.
@@ -31,7 +43,7 @@ server.listen(0, '127.0.0.1', () => {
     issueRefreshToken: () => true,
     rotateRefreshToken: () => true,
     // Short, so that a test sees tokens renewed.
-    ttl: { AccessToken: 6, AuthorizationCode: 60, Grant: 3600, IdToken: 3600, Interaction: 600, RefreshToken: 3600, Session: 3600 },
+    ttl: { AccessToken: 6, ClientCredentials: 3600, AuthorizationCode: 60, Grant: 3600, IdToken: 3600, Interaction: 600, RefreshToken: 3600, Session: 3600 },
   });
   provider.on('backchannel.success', () => console.log('backchannel=success'));
   provider.on('backchannel.error', (_, error) => console.log(`backchannel=${error.message} ${error.cause ?? ''}`));
