@@ -38,7 +38,7 @@ words! {
     /// PROXY protocol, version 1 or 2, in front of the connection.
     ProxyProtocol { #[default] None = "none", Optional = "optional", Required = "required", }
     /// Work that no caller waits for.
-    Optional { #[default] Mirror = "mirror", Tracing = "tracing", }
+    Optional { #[default] Mirror = "mirror", Tracing = "tracing", Validation = "validation", }
     /// How strict the defaults are.
     Exposure { #[default] Edge = "edge", Mesh = "mesh", }
     /// Which side of the application a sidecar's listener serves.

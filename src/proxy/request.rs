@@ -232,7 +232,7 @@ fn begin(view: &Arc<View>, listener: &Listener, caller: &Caller, admitted: Admit
     let under_way = match &view.incoming {
         Some(incoming) if !listener.is_outbound() => {
             let handle = view.carries_identity.then(request_id::draw_wide);
-            own.extend(handle.map(|handle| carry::field(handle)));
+            own.extend(handle.map(carry::field));
             Some(incoming.enter(trace.trace_id, handle, deadline))
         }
         _ => None,

@@ -1,6 +1,7 @@
 //! Identity kind `oidc`: people log in at an issuer (OpenID Connect Core 1.0), the browser keeps a sealed cookie, and
 //! tokens stay here.
 
+mod assertion;
 mod browser;
 mod build;
 mod config;

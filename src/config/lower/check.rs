@@ -183,6 +183,16 @@ impl Lower<'_> {
                     let message = format!("service `{}` falls back to an answer, and nobody asks here", service.name);
                     self.error(route.span, message, "fall back to a service: `fallback: { service: NAME }`");
                 }
+                for key in ["sessionPersistence", "endpointOverride"] {
+                    if let Some(section) = service.roles.get(key) {
+                        let message = format!("`{key}` reads fields of requests, and route `{}` has none", route.name);
+                        self.warn(
+                            section.span,
+                            message,
+                            "bind connections by `loadBalancer: { policy: maglev, hash: ip }`",
+                        );
+                    }
+                }
                 if passed && service.tls.as_ref().is_some_and(|tls| !tls.mesh) {
                     let message = format!("TLS is passed through to service `{}`, inside TLS of ours", service.name);
                     self.warn(route.span, message, "remove `tls` of the service, unless its endpoints end both");

@@ -322,6 +322,7 @@ impl<'a> Lower<'a> {
             let kind = match work.value {
                 raw::Optional::Mirror => Optional::Mirror,
                 raw::Optional::Tracing => Optional::Tracing,
+                raw::Optional::Validation => Optional::Validation,
             };
             if brownout.contains(&kind) {
                 self.error(work.span, "this stands twice", "the first to be left out stands first");

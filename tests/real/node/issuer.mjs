@@ -1,5 +1,7 @@
 // An OpenID Connect issuer that knows nothing of onehop: oidc-provider with its own pages for login and consent.
-// issuer.mjs ORIGIN: the client's origin. Prints `port=N` once it listens on 127.0.0.1.
+// issuer.mjs ORIGIN [KEY]: the client's origin, and the key (PEM) that proves it. Prints `port=N` once it listens on 127.0.0.1.
+import { createPublicKey } from 'node:crypto';
+import { readFileSync } from 'node:fs';
 import { createServer } from 'node:http';
 import { createRequire } from 'node:module';
 import { pathToFileURL } from 'node:url';
@@ -8,14 +10,19 @@ import { pathToFileURL } from 'node:url';
 const require = createRequire(new URL('../../../target/real-node/', import.meta.url));
 const { Provider } = await import(pathToFileURL(require.resolve('oidc-provider')));
 
-const [origin] = process.argv.slice(2);
+const [origin, key] = process.argv.slice(2);
+// With a key, its public half stands in for the shop's secret.
+const proof = key
+  ? { token_endpoint_auth_method: 'private_key_jwt', token_endpoint_auth_signing_alg: 'ES256',
+      jwks: { keys: [{ ...createPublicKey(readFileSync(key)).export({ format: 'jwk' }), kid: 'k-7', use: 'sig', alg: 'ES256' }] } }
+  : { client_secret: 'hush-hush-client' };
 const server = createServer();
 server.listen(0, '127.0.0.1', () => {
   const { port } = server.address();
   const provider = new Provider(`http://127.0.0.1:${port}`, {
     clients: [{
       client_id: 'shop',
-      client_secret: 'hush-hush-client',
+      ...proof,
       redirect_uris: [`${origin}/oauth2/callback`],
       post_logout_redirect_uris: [`${origin}/bye`],
       grant_types: ['authorization_code', 'refresh_token'],
