@@ -8,7 +8,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use onehop_filters::contract::entry::{Check, CheckTls};
+use onehop_filters::contract::entry::{Check, CheckWay};
 use onehop_filters::contract::mesh::{
     Address, Balance, Discover, Endpoint, Found, Gate, Pick, Picker, Report, stable_hash,
 };
@@ -324,18 +324,18 @@ impl Cluster {
     /// Takes these checks from now on, unless they are the ones that run. `None` ends them. Returns the task.
     pub fn check(
         self: &Arc<Self>,
-        check: Option<(Arc<dyn Check>, Option<CheckTls>)>,
+        check: Option<(Arc<dyn Check>, CheckWay)>,
         shape: &str,
     ) -> Option<impl Future<Output = ()> + Send + use<>> {
         let mut replaced = self.checks.begin(shape)?;
-        let (check, tls) = check?;
+        let (check, way) = check?;
         let cluster = Arc::downgrade(self);
         let members = Arc::new(move || cluster.upgrade().map(|c| c.members.load().endpoints.clone()));
         Some(async move {
             tokio::select! {
                 biased;
                 _ = replaced.changed() => {}
-                () = check.run(members, tls) => {}
+                () = check.run(members, way) => {}
             }
         })
     }

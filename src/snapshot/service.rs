@@ -3,7 +3,7 @@
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 
-use onehop_filters::contract::entry::{Check, CheckTls};
+use onehop_filters::contract::entry::{Check, CheckWay};
 use onehop_filters::contract::mesh::{Balance, Discover, Endpoint, Gate, Pick, Retry};
 use onehop_filters::contract::{Build, ConfigError, Entry, Node, Role, now};
 use parking_lot::Mutex;
@@ -39,7 +39,7 @@ impl Service {
         plan: &plan::Service,
         entries: &[Entry],
         build: &mut Build<'_>,
-        check_tls: Option<CheckTls>,
+        way: CheckWay,
     ) -> Result<Self, ConfigError> {
         known(plan, entries)?;
         let discover = discover(plan, entries, build)?;
@@ -59,7 +59,7 @@ impl Service {
             gates: gates.into(),
             retry,
         };
-        service.at_publish(plan, build, discover, check.map(|c| (c, check_tls)));
+        service.at_publish(plan, build, discover, check.map(|c| (c, way)));
         Ok(service)
     }
 
@@ -68,14 +68,14 @@ impl Service {
         plan: &plan::Service,
         build: &mut Build<'_>,
         discover: Arc<dyn Discover>,
-        check: Option<(Arc<dyn Check>, Option<CheckTls>)>,
+        check: Option<(Arc<dyn Check>, CheckWay)>,
     ) {
         // What a task was made from: as long as this stays the same the running one goes on.
         let source = format!("{} {} {}", plan.discover.0, plan.discover.1.to_json(), build.dir.display());
-        let checks = check.as_ref().map_or_else(String::new, |(_, tls)| {
+        let checks = check.as_ref().map_or_else(String::new, |(_, way)| {
             let sections: Vec<String> = plan.roles.iter().map(|(k, n)| format!("{k} {}", n.to_json())).collect();
-            let tls = tls.as_ref().map(|t| (Arc::as_ptr(&t.config), format!("{:?}", t.name)));
-            format!("{sections:?} {tls:?}")
+            let tls = way.tls.as_ref().map(|t| (Arc::as_ptr(&t.config), format!("{:?}", t.name)));
+            format!("{sections:?} {tls:?} {:?}", way.preface)
         });
         let (cluster, balance, gates) = (self.cluster.clone(), self.balance.clone(), self.gates.clone());
         let tasks: [Arc<OnceLock<Mutex<Option<Task>>>>; 2] = Default::default();

@@ -7,11 +7,11 @@ use http::header::{CONNECTION, HOST, USER_AGENT};
 use http::{HeaderValue, Request};
 use http_body_util::Empty;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::config::Probe;
-use crate::contract::entry::CheckTls;
+use crate::contract::entry::CheckWay;
 use crate::contract::mesh::Address;
 
 const AGENT: HeaderValue = HeaderValue::from_static("onehop-health");
@@ -20,12 +20,15 @@ trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 
 /// Whether the endpoint passes; else why not. Without a limit of time: the caller has one.
-pub async fn probe(what: &Probe, address: &Address, tls: Option<&CheckTls>) -> Result<(), String> {
-    let stream: Box<dyn Stream> = match address {
+pub async fn probe(what: &Probe, address: &Address, way: &CheckWay) -> Result<(), String> {
+    let mut stream: Box<dyn Stream> = match address {
         Address::Tcp(to) => Box::new(TcpStream::connect(to).await.map_err(|e| format!("connect: {e}"))?),
         Address::Unix(path) => Box::new(UnixStream::connect(path).await.map_err(|e| format!("connect: {e}"))?),
     };
-    let stream: Box<dyn Stream> = match tls {
+    if !way.preface.is_empty() {
+        stream.write_all(&way.preface).await.map_err(|e| format!("write: {e}"))?;
+    }
+    let stream: Box<dyn Stream> = match &way.tls {
         None => stream,
         Some(tls) => {
             let mut config = rustls::ClientConfig::clone(&tls.config);

@@ -8,6 +8,7 @@ use tokio::net::TcpListener;
 use super::config::Section;
 use super::core::{HEALTHY, Standing, UNHEALTHY, UNKNOWN};
 use crate::contract::Role;
+use crate::contract::entry::CheckWay;
 use crate::contract::mesh::{Address, Endpoint};
 use crate::mesh::bed::{self, Bed};
 
@@ -69,7 +70,7 @@ async fn an_endpoint_falls_ill_and_recovers_and_is_forgotten() {
     let Role::Check(build) = super::ENTRY.role else { panic!("a check") };
     let section = bed::node(r#"{"http":{"path":"/healthz?x=1"},"interval":"10ms","timeout":"500ms"}"#);
     let check = Bed::default().build(|b| build(&section, b)).expect("valid");
-    let task = tokio::spawn(check.run(Arc::new(move || Some(set.clone())), None));
+    let task = tokio::spawn(check.run(Arc::new(move || Some(set.clone())), CheckWay::default()));
     let becomes = async |health: u8| {
         let reached = async {
             while endpoint.state.health.load(Relaxed) != health {
@@ -97,5 +98,7 @@ async fn an_endpoint_falls_ill_and_recovers_and_is_forgotten() {
 async fn it_ends_when_the_service_is_gone() {
     let Role::Check(build) = super::ENTRY.role else { panic!("a check") };
     let check = Bed::default().build(|b| build(&bed::node(r#"{"tcp":{}}"#), b)).expect("valid");
-    tokio::time::timeout(Duration::from_secs(5), check.run(Arc::new(|| None), None)).await.expect("ends");
+    tokio::time::timeout(Duration::from_secs(5), check.run(Arc::new(|| None), CheckWay::default()))
+        .await
+        .expect("ends");
 }
