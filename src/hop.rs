@@ -199,7 +199,8 @@ impl Hop {
     /// The service behind the listener of this name, for embedding and tests: no socket involved.
     #[must_use]
     pub fn service(&self, listener: &str) -> Option<crate::proxy::embed::Embedded> {
-        let known = self.shared.cell.load().listener(listener).is_some();
+        // One that takes connections has no requests to route.
+        let known = self.shared.cell.load().listener(listener).is_some_and(|l| l.plan.tcp.is_none());
         known.then(|| crate::proxy::embed::Embedded::new(self.shared.cell.clone(), listener))
     }
 

@@ -45,6 +45,8 @@ mod ratelimit;
 mod redis;
 #[path = "real/registries.rs"]
 mod registries;
+#[path = "real/tcp.rs"]
+mod tcp;
 #[path = "real/tls.rs"]
 mod tls;
 #[path = "real/transcode.rs"]

@@ -111,7 +111,7 @@ pub struct RouteView<'a> {
 /// Probes endpoints by itself, on the control thread, and writes `EndpointState::health`.
 pub trait Check: Send + Sync + 'static {
     /// Runs for ever; `members` gives the current endpoints; dropped when the service is gone.
-    fn run(&self, members: Members, tls: Option<CheckTls>) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+    fn run(&self, members: Members, way: CheckWay) -> Pin<Box<dyn Future<Output = ()> + Send>>;
     /// Whether endpoints that join from now on are unhealthy until they pass.
     fn starts_unhealthy(&self) -> bool {
         false
@@ -120,6 +120,15 @@ pub trait Check: Send + Sync + 'static {
 
 /// Gives the current endpoints of a service; `None` once the service is gone.
 pub type Members = Arc<dyn Fn() -> Option<Arc<[Arc<Endpoint>]>> + Send + Sync>;
+
+/// How checks reach an endpoint: as requests do.
+#[derive(Clone, Default)]
+pub struct CheckWay {
+    /// `None`: in the clear.
+    pub tls: Option<CheckTls>,
+    /// Written before anything else, TLS included: a PROXY header of a connection that is our own.
+    pub preface: Arc<[u8]>,
+}
 
 /// How checks reach an endpoint over TLS.
 #[derive(Clone)]

@@ -27,7 +27,8 @@ use crate::runtime::{Phase, Ticket};
 pub struct Accepted {
     /// The socket.
     pub io: Io,
-    /// In the clear: bytes that were read behind a PROXY header. They come before what the socket gives.
+    /// In the clear: bytes that were read already, behind a PROXY header or as a ClientHello. They come before what the
+    /// socket gives.
     pub first: Bytes,
     /// What is known of it.
     pub conn: Conn,

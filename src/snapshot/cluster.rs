@@ -8,7 +8,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use onehop_filters::contract::entry::{Check, CheckTls};
+use onehop_filters::contract::entry::{Check, CheckWay};
 use onehop_filters::contract::mesh::{Address, Balance, Discover, Endpoint, Found, Gate, Pick, Report};
 use onehop_filters::contract::metrics::{Counter, Gauge, Registry};
 use onehop_filters::contract::{Moment, now};
@@ -345,12 +345,12 @@ impl Cluster {
     /// Takes these checks from now on, unless they are the ones that run. `None` ends them. Returns the task.
     pub fn check(
         self: &Arc<Self>,
-        check: Option<(Arc<dyn Check>, Option<CheckTls>)>,
+        check: Option<(Arc<dyn Check>, CheckWay)>,
         shape: &str,
     ) -> Option<impl Future<Output = ()> + Send + use<>> {
         let mut replaced = self.checks.begin(shape)?;
         self.control.lock().wary = check.as_ref().is_some_and(|(check, _)| check.starts_unhealthy());
-        let Some((check, tls)) = check else {
+        let Some((check, way)) = check else {
             // Nobody looks any more, also not at who was about to be looked at for the first time.
             self.members.load().endpoints.iter().for_each(|e| e.state.health.store(UNKNOWN, Relaxed));
             return None;
@@ -361,7 +361,7 @@ impl Cluster {
             tokio::select! {
                 biased;
                 _ = replaced.changed() => {}
-                () = check.run(members, tls) => {}
+                () = check.run(members, way) => {}
             }
         })
     }

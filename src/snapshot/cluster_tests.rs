@@ -248,7 +248,7 @@ fn newcomers_may_have_to_pass_first() {
         fn run(
             &self,
             _: onehop_filters::contract::entry::Members,
-            _: Option<CheckTls>,
+            _: CheckWay,
         ) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> {
             Box::pin(std::future::pending())
         }
@@ -258,7 +258,7 @@ fn newcomers_may_have_to_pass_first() {
     }
     let c = cluster();
     c.update(&found(&[1]), Moment(SECOND));
-    assert!(c.check(Some((Arc::new(Wary), None)), "wary").is_some());
+    assert!(c.check(Some((Arc::new(Wary), CheckWay::default())), "wary").is_some());
     c.update(&found(&[1, 2]), Moment(2 * SECOND));
     let all = set(&c);
     assert!(all[0].available(Moment(2 * SECOND)), "who was there before is not taken away");

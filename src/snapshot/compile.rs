@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use onehop_filters::contract::entry::CheckTls;
+use onehop_filters::contract::entry::{CheckTls, CheckWay};
 use onehop_filters::contract::metrics::Registry;
 use onehop_filters::contract::principal::{Consumer, Plan as ConsumerPlan};
 use onehop_filters::contract::{
@@ -29,6 +29,7 @@ use crate::observe::metrics::{EngineMetrics, RouteMetrics, ServiceMetrics, TcpMe
 use crate::observe::spans::Tracer;
 use crate::route::{RouteSpec, Table};
 use crate::upstream::passthrough::Passthrough;
+use crate::upstream::proxy_header;
 use crate::upstream::{self, Upstream, tls::ClientTls};
 
 /// What compiling needs beside the plan.
@@ -228,7 +229,9 @@ fn target(
         let nowhere = onehop_filters::contract::mesh::Address::Tcp(SocketAddr::from(([127, 0, 0, 1], 0)));
         Some(CheckTls { config: tls.config(), name: tls.server_name(default.as_ref(), &nowhere).ok()? })
     });
-    let made = Service::build(service, entries, &mut build, check_tls)?;
+    let preface = service.proxy_protocol.map(|version| proxy_header::header(version, None).into());
+    let way = CheckWay { tls: check_tls, preface: preface.unwrap_or_default() };
+    let made = Service::build(service, entries, &mut build, way)?;
     let (cluster, upstream_of_removed) = (made.cluster.clone(), Arc::downgrade(&upstream));
     // The cluster may be that of the running config: it hears nothing of one that is refused.
     build.at_publish(move || {

@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 
 use http::HeaderMap;
-use onehop_filters::contract::entry::{Check, CheckTls};
+use onehop_filters::contract::entry::{Check, CheckWay};
 use onehop_filters::contract::mesh::{Affinity, Balance, Discover, Endpoint, Gate, Labels, Pick, Retry};
 use onehop_filters::contract::{Body, Build, ConfigError, Entry, Node, Reason, RequestCx, Role, now};
 use parking_lot::Mutex;
@@ -48,7 +48,7 @@ impl Service {
         plan: &plan::Service,
         entries: &[Entry],
         build: &mut Build<'_>,
-        check_tls: Option<CheckTls>,
+        way: CheckWay,
     ) -> Result<Self, ConfigError> {
         known(plan, entries)?;
         let discover = discover(plan, entries, build)?;
@@ -72,7 +72,7 @@ impl Service {
             affinities: affinities.into(),
             subset: None,
         };
-        service.at_publish(plan, build, discover, check.map(|c| (c, check_tls)));
+        service.at_publish(plan, build, discover, check.map(|c| (c, way)));
         Ok(service)
     }
 
@@ -81,14 +81,14 @@ impl Service {
         plan: &plan::Service,
         build: &mut Build<'_>,
         discover: Arc<dyn Discover>,
-        check: Option<(Arc<dyn Check>, Option<CheckTls>)>,
+        check: Option<(Arc<dyn Check>, CheckWay)>,
     ) {
         // What a task was made from: as long as this stays the same the running one goes on.
         let source = format!("{} {} {}", plan.discover.0, plan.discover.1.to_json(), build.dir.display());
-        let checks = check.as_ref().map_or_else(String::new, |(_, tls)| {
+        let checks = check.as_ref().map_or_else(String::new, |(_, way)| {
             let sections: Vec<String> = plan.roles.iter().map(|(k, n)| format!("{k} {}", n.to_json())).collect();
-            let tls = tls.as_ref().map(|t| (Arc::as_ptr(&t.config), format!("{:?}", t.name)));
-            format!("{sections:?} {tls:?}")
+            let tls = way.tls.as_ref().map(|t| (Arc::as_ptr(&t.config), format!("{:?}", t.name)));
+            format!("{sections:?} {tls:?} {:?}", way.preface)
         });
         let (cluster, balance, gates) = (self.cluster.clone(), self.balance.clone(), self.gates.clone());
         let shape = Shape { subsets: subsets(plan).collect(), findable: !self.affinities.is_empty() };

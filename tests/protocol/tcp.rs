@@ -102,7 +102,9 @@ fn an_endpoint_that_refuses_is_replaced_by_another() {
     let (dead, up) = (closed(), banner());
     let hop = Onehop::start(&plain(&[dead, up], "", ", loadBalancer: { policy: round-robin }"));
     for _ in 0..12 {
-        assert_eq!(dial(hop.at("db")).take(3).bytes().filter_map(Result::ok).collect::<Vec<_>>(), b"220");
+        let mut greeting = [0; 3];
+        dial(hop.at("db")).read_exact(&mut greeting).expect("a greeting");
+        assert_eq!(&greeting, b"220");
     }
     eventually("a try was repeated", || hop.log().contains("\"attempts\":2,\"retries\":[\"connect-failed\"]"));
     // Five refusals in a row, and the endpoint is left alone.
@@ -490,4 +492,24 @@ fn a_client_holds_only_so_many_connections() {
     let [first, ..] = held;
     drop(first);
     eventually("its place is free", || open("192.0.2.1").1);
+}
+
+#[test]
+fn health_checks_begin_with_a_header_of_our_own() {
+    let (tell, told) = std::sync::mpsc::channel();
+    let tell = std::sync::Mutex::new(tell);
+    let up = scripted(move |mut stream| {
+        let mut head = [0; 16];
+        let _ = stream.read_exact(&mut head);
+        let mut line = [0; 12];
+        let _ = stream.read_exact(&mut line);
+        let _ = tell.lock().expect("no panic").send((head, line));
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+    });
+    let more = ", proxyProtocol: v2, healthCheck: { http: { path: /healthz }, interval: 50ms }";
+    let hop = Onehop::start(&plain(&[up], "", more));
+    let (head, line) = told.recv_timeout(Duration::from_secs(5)).expect("it is checked");
+    assert_eq!(&head, b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0", "LOCAL: nobody's");
+    assert_eq!(&line, b"GET /healthz");
+    eventually("it is healthy", || hop.admin_get("/endpoints").body().contains("\"healthy\""));
 }

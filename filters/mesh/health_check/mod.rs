@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 
 use self::config::{Section, Settings};
 use self::core::{Standing, UNHEALTHY, UNKNOWN};
-use crate::contract::entry::{Check, CheckTls, Members};
+use crate::contract::entry::{Check, CheckWay, Members};
 use crate::contract::mesh::Endpoint;
 use crate::contract::metrics::Counter;
 use crate::contract::section::{ConfigError, Node};
@@ -61,8 +61,8 @@ struct Shared {
 }
 
 impl Check for Checker {
-    fn run(&self, members: Members, tls: Option<CheckTls>) -> Pin<Box<dyn Future<Output = ()> + Send>> {
-        Box::pin(attend(self.0.clone(), members, tls))
+    fn run(&self, members: Members, way: CheckWay) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(attend(self.0.clone(), members, way))
     }
     fn starts_unhealthy(&self) -> bool {
         self.0.settings.wary
@@ -70,7 +70,7 @@ impl Check for Checker {
 }
 
 /// Gives every endpoint a task of its own, so that a slow one delays no other. Dropping this ends them all.
-async fn attend(shared: Arc<Shared>, members: Members, tls: Option<CheckTls>) {
+async fn attend(shared: Arc<Shared>, members: Members, way: CheckWay) {
     let mut tasks = JoinSet::new();
     let mut known: HashMap<u64, Attended> = HashMap::new();
     while let Some(endpoints) = members() {
@@ -78,7 +78,7 @@ async fn attend(shared: Arc<Shared>, members: Members, tls: Option<CheckTls>) {
         for e in &*endpoints {
             if let hash_map::Entry::Vacant(place) = known.entry(e.id) {
                 place.insert(Attended { endpoint: Arc::downgrade(e) });
-                tasks.spawn(watch(shared.clone(), Arc::downgrade(e), tls.clone()));
+                tasks.spawn(watch(shared.clone(), Arc::downgrade(e), way.clone()));
             }
         }
         drop(endpoints);
@@ -100,7 +100,7 @@ impl Drop for Attended {
     }
 }
 
-async fn watch(shared: Arc<Shared>, endpoint: Weak<Endpoint>, tls: Option<CheckTls>) {
+async fn watch(shared: Arc<Shared>, endpoint: Weak<Endpoint>, way: CheckWay) {
     let s = &shared.settings;
     let mut dice = Dice::fresh();
     let health = endpoint.upgrade().map(|e| e.state.health.load(Relaxed));
@@ -112,7 +112,7 @@ async fn watch(shared: Arc<Shared>, endpoint: Weak<Endpoint>, tls: Option<CheckT
     loop {
         // Not held while asleep: an endpoint that is gone must be able to go.
         let Some(e) = endpoint.upgrade().filter(|e| !e.state.draining.load(Relaxed)) else { return };
-        let result = tokio::time::timeout(s.timeout, probe::probe(s, &e.address, tls.as_ref()))
+        let result = tokio::time::timeout(s.timeout, probe::probe(s, &e.address, &way))
             .await
             .unwrap_or_else(|_| Err("no answer in time".to_owned()));
         if result.is_ok() { &shared.passed } else { &shared.failed }.inc();

@@ -8,12 +8,12 @@ use http::uri::Authority;
 use http::{HeaderValue, Request};
 use http_body_util::Empty;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::config::{Probe, Settings};
 use super::grpc;
-use crate::contract::entry::CheckTls;
+use crate::contract::entry::CheckWay;
 use crate::contract::mesh::Address;
 
 pub const AGENT: HeaderValue = HeaderValue::from_static("onehop-health");
@@ -22,20 +22,23 @@ pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 
 /// Whether the endpoint passes; else why not. Without a limit of time: the caller has one.
-pub async fn probe(settings: &Settings, address: &Address, tls: Option<&CheckTls>) -> Result<(), String> {
+pub async fn probe(settings: &Settings, address: &Address, way: &CheckWay) -> Result<(), String> {
     let at = match (address, settings.port) {
         (Address::Tcp(to), Some(port)) => &Address::Tcp((to.ip(), port).into()),
         (address, _) => address,
     };
-    ask(&settings.probe, at, tls).await
+    ask(&settings.probe, at, way).await
 }
 
-async fn ask(what: &Probe, address: &Address, tls: Option<&CheckTls>) -> Result<(), String> {
-    let stream: Box<dyn Stream> = match address {
+async fn ask(what: &Probe, address: &Address, way: &CheckWay) -> Result<(), String> {
+    let mut stream: Box<dyn Stream> = match address {
         Address::Tcp(to) => Box::new(TcpStream::connect(to).await.map_err(|e| format!("connect: {e}"))?),
         Address::Unix(path) => Box::new(UnixStream::connect(path).await.map_err(|e| format!("connect: {e}"))?),
     };
-    let stream: Box<dyn Stream> = match tls {
+    if !way.preface.is_empty() {
+        stream.write_all(&way.preface).await.map_err(|e| format!("write: {e}"))?;
+    }
+    let stream: Box<dyn Stream> = match &way.tls {
         None => stream,
         Some(tls) => {
             let mut config = rustls::ClientConfig::clone(&tls.config);
@@ -54,7 +57,7 @@ async fn ask(what: &Probe, address: &Address, tls: Option<&CheckTls>) -> Result<
                 (None, Address::Tcp(to)) => Authority::try_from(to.to_string()).map_err(|e| e.to_string())?,
                 (None, Address::Unix(_)) => Authority::from_static("localhost"),
             };
-            grpc::check(stream, &host, service, tls.is_some()).await
+            grpc::check(stream, &host, service, way.tls.is_some()).await
         }
         Probe::Http { path, host, expected } => {
             let host = match host {

@@ -8,6 +8,7 @@ use tokio::net::TcpListener;
 use super::config::Section;
 use super::core::{HEALTHY, Standing, UNHEALTHY, UNKNOWN};
 use crate::contract::Role;
+use crate::contract::entry::CheckWay;
 use crate::contract::mesh::{Address, Endpoint};
 use crate::mesh::bed::{self, Bed};
 
@@ -72,7 +73,7 @@ async fn an_endpoint_falls_ill_and_recovers_and_is_forgotten() {
     let Role::Check(build) = super::ENTRY.role else { panic!("a check") };
     let section = bed::node(r#"{"http":{"path":"/healthz?x=1"},"interval":"10ms","timeout":"500ms"}"#);
     let check = Bed::default().build(|b| build(&section, b)).expect("valid");
-    let task = tokio::spawn(check.run(Arc::new(move || Some(set.clone())), None));
+    let task = tokio::spawn(check.run(Arc::new(move || Some(set.clone())), CheckWay::default()));
     let becomes = async |health: u8| {
         let reached = async {
             while endpoint.state.health.load(Relaxed) != health {
@@ -148,7 +149,7 @@ async fn a_grpc_server_says_how_it_is() {
     let (address, mut told) = grpc_server(status.clone()).await;
     let settings = Section::settings(&bed::node(r#"{"grpc":{"service":"shop.v1.Orders","host":"orders.internal"}}"#));
     let settings = settings.expect("valid");
-    let probe = async || super::probe::probe(&settings, &Address::Tcp(address), None).await;
+    let probe = async || super::probe::probe(&settings, &Address::Tcp(address), &CheckWay::default()).await;
     assert_eq!(probe().await, Ok(()));
     assert_eq!(told.recv().await.as_deref(), Some("POST http://orders.internal/grpc.health.v1.Health/Check"));
     for (n, why) in [(2, "not serving"), (3, "not known"), (0, "no health service"), (7, "status 7")] {
@@ -158,12 +159,12 @@ async fn a_grpc_server_says_how_it_is() {
     }
     // A server that does not speak HTTP/2.
     let (h1, _told) = server(Arc::new(AtomicU16::new(200))).await;
-    assert!(super::probe::probe(&settings, &Address::Tcp(h1), None).await.is_err());
+    assert!(super::probe::probe(&settings, &Address::Tcp(h1), &CheckWay::default()).await.is_err());
     // Another port than the endpoint's.
     status.store(1, Relaxed);
     let json = format!(r#"{{"grpc":{{}},"port":{}}}"#, address.port());
     let elsewhere = Section::settings(&bed::node(&json)).expect("valid");
-    assert_eq!(super::probe::probe(&elsewhere, &Address::Tcp(h1), None).await, Ok(()));
+    assert_eq!(super::probe::probe(&elsewhere, &Address::Tcp(h1), &CheckWay::default()).await, Ok(()));
 }
 
 #[tokio::test]
@@ -177,7 +178,7 @@ async fn an_endpoint_that_has_to_pass_first() {
     let section = bed::node(r#"{"http":{"path":"/"},"interval":"10ms","initially":"unhealthy"}"#);
     let check = Bed::default().build(|b| build(&section, b)).expect("valid");
     assert!(check.starts_unhealthy());
-    let task = tokio::spawn(check.run(Arc::new(move || Some(set.clone())), None));
+    let task = tokio::spawn(check.run(Arc::new(move || Some(set.clone())), CheckWay::default()));
     for _ in 0..3 {
         told.recv().await.expect("a probe");
         assert_eq!(endpoint.state.health.load(Relaxed), UNHEALTHY);
@@ -195,5 +196,7 @@ async fn an_endpoint_that_has_to_pass_first() {
 async fn it_ends_when_the_service_is_gone() {
     let Role::Check(build) = super::ENTRY.role else { panic!("a check") };
     let check = Bed::default().build(|b| build(&bed::node(r#"{"tcp":{}}"#), b)).expect("valid");
-    tokio::time::timeout(Duration::from_secs(5), check.run(Arc::new(|| None), None)).await.expect("ends");
+    tokio::time::timeout(Duration::from_secs(5), check.run(Arc::new(|| None), CheckWay::default()))
+        .await
+        .expect("ends");
 }
