@@ -1,6 +1,5 @@
 //! Endpoints that are replaced one after the other, and registries that are gone: under load, without a failed request.
 
-use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -72,9 +71,10 @@ fn orderly(at: SocketAddr) -> Onehop {
 
 #[test]
 fn endpoints_over_http2_say_goaway_one_by_one_and_no_request_fails() {
-    let free = || TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound");
     // Held together, so that they differ.
-    let addresses: BTreeSet<SocketAddr> = (0..3).map(|_| free()).collect();
+    let ports: Vec<_> = (0..3).map(|_| TcpListener::bind("127.0.0.1:0").expect("a port")).collect();
+    let addresses: Vec<SocketAddr> = ports.iter().map(|port| port.local_addr().expect("bound")).collect();
+    drop(ports);
     let mut app: Vec<(SocketAddr, Onehop)> = addresses.into_iter().map(|at| (at, orderly(at))).collect();
     let list: Vec<String> = app.iter().map(|(at, _)| format!("\"{at}\"")).collect();
     let hop = Onehop::start(
