@@ -9,6 +9,7 @@ pub mod health_check;
 pub mod outlier_detection;
 mod places;
 pub mod retry;
+mod verdict;
 
 #[cfg(test)]
 mod bed;

@@ -46,6 +46,12 @@ impl Facts for Fake {
     fn endpoints(&self) -> Value {
         json!({ "stock": [] })
     }
+    fn breakers(&self) -> Value {
+        json!({ "stock": { "state": "closed", "switch": "auto" } })
+    }
+    fn switch(&self, service: &str, to: Switch) -> Option<Value> {
+        (service == "stock").then(|| json!({ "switch": format!("{to:?}") }))
+    }
     fn certs(&self) -> Value {
         json!([])
     }
@@ -136,7 +142,7 @@ async fn what_is_known_is_shown() {
     assert_eq!(config.json()["generation"], 3);
     assert_eq!(get(address, "/endpoints").await.json(), json!({ "stock": [] }));
     assert_eq!(get(address, "/certs").await.json(), json!([]));
-    assert_eq!(get(address, "/").await.json()["pages"].as_array().expect("a list").len(), 11);
+    assert_eq!(get(address, "/").await.json()["pages"].as_array().expect("a list").len(), 13);
 }
 
 #[tokio::test]

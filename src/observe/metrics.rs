@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 use onehop_filters::contract::Reason;
+use onehop_filters::contract::mesh::TryOutcome;
 use onehop_filters::contract::metrics::{Counter, Gauge, Histogram, Registry};
 
 /// Values of the label `code`.
@@ -182,6 +183,14 @@ impl ServiceMetrics {
             }),
             retries: registry.counter("onehop_upstream_retries_total", "Tries after the first.", &[service]),
             inflight: registry.gauge("onehop_upstream_inflight_requests", "Tries in flight.", &[service]),
+        }
+    }
+
+    /// Counts a try by what came of it.
+    pub fn count(&self, outcome: &TryOutcome<'_>) {
+        match &outcome.result {
+            Ok((status, _)) => self.record(Outcome::of_status(*status), Some((*status, outcome.latency))),
+            Err((reason, _)) => self.record(Outcome::of_reason(*reason), None),
         }
     }
 

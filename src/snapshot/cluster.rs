@@ -3,14 +3,14 @@
 //! A cluster outlives configs. A request reads it with one load; everything else happens on the control thread.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use onehop_filters::contract::entry::{Check, CheckTls};
 use onehop_filters::contract::mesh::{
-    Address, Balance, Discover, Endpoint, Found, Gate, Pick, Picker, Report, stable_hash,
+    Address, Balance, Discover, Endpoint, Found, Gate, Pick, Picker, Report, Switch, stable_hash,
 };
 use onehop_filters::contract::metrics::{Counter, Gauge, Registry};
 use onehop_filters::contract::{Moment, now};
@@ -30,6 +30,8 @@ const WATCHERS: usize = 4;
 pub struct Cluster {
     name: Arc<str>,
     members: ArcSwap<Members>,
+    /// An operator holds the breaker open.
+    shut: AtomicBool,
     /// Contended by nobody but the control thread and the admin view; never taken by a request.
     control: Mutex<Control>,
     discovery: Tenure,
@@ -46,12 +48,23 @@ pub struct Members {
     picker: Box<dyn Picker>,
 }
 
+/// The picker of a service whose breaker an operator holds open.
+struct Shut;
+
+impl Picker for Shut {
+    fn pick(&self, _: &Pick<'_>) -> Option<Arc<Endpoint>> {
+        None
+    }
+}
+
 /// Who is told that an endpoint is gone.
 type Watcher = Box<dyn Fn(&Endpoint) + Send + Sync>;
 
 struct Control {
     balance: Arc<dyn Balance>,
     gates: Vec<Weak<dyn Gate>>,
+    /// What an operator says of the service's breaker.
+    switch: Switch,
     watchers: Vec<Watcher>,
     source: String,
     /// When the source last answered.
@@ -108,9 +121,11 @@ impl Cluster {
         Self {
             name,
             members: ArcSwap::from_pointee(Members { endpoints, generation: 0, picker }),
+            shut: AtomicBool::new(false),
             control: Mutex::new(Control {
                 balance,
                 gates: Vec::new(),
+                switch: Switch::Auto,
                 watchers: Vec::new(),
                 source: String::new(),
                 updated: None,
@@ -127,6 +142,30 @@ impl Cluster {
     #[must_use]
     pub fn pick(&self, cx: &Pick<'_>) -> Option<Arc<Endpoint>> {
         self.members.load().picker.pick(cx)
+    }
+
+    /// What an operator says of the breaker.
+    #[must_use]
+    pub fn switched(&self) -> Switch {
+        self.control.lock().switch
+    }
+
+    /// Whether an operator holds it open.
+    #[must_use]
+    pub fn is_shut(&self) -> bool {
+        self.shut.load(Relaxed)
+    }
+
+    /// An operator opens or closes the breaker. Open is a set from which nothing is picked, so that a service whose
+    /// breaker nobody touches pays for no question. Lasts until it is changed, whatever is loaded meanwhile.
+    pub fn switch(&self, to: Switch) {
+        let mut control = self.control.lock();
+        tracing::warn!(service = &*self.name, from = ?control.switch, ?to, "an operator switches the circuit breaker");
+        control.switch = to;
+        self.shut.store(to == Switch::Open, Relaxed);
+        control.gates.iter().filter_map(Weak::upgrade).for_each(|gate| gate.switch(to));
+        let endpoints = self.members.load().endpoints.clone();
+        self.install(&control, endpoints);
     }
 
     /// The current set.
@@ -160,13 +199,17 @@ impl Cluster {
         control.gates.retain(|g| g.strong_count() > 0);
         for gate in gates {
             gate.members(&endpoints);
+            gate.switch(control.switch);
             control.gates.push(Arc::downgrade(gate));
         }
     }
 
     fn install(&self, control: &Control, endpoints: Arc<[Arc<Endpoint>]>) {
         let generation = self.members.load().generation + 1;
-        let picker = control.balance.index(endpoints.clone());
+        let picker: Box<dyn Picker> = match control.switch {
+            Switch::Open => Box::new(Shut),
+            Switch::Auto | Switch::Closed => control.balance.index(endpoints.clone()),
+        };
         self.members.store(Arc::new(Members { endpoints, generation, picker }));
     }
 

@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 
 use onehop_filters::contract::entry::{Check, CheckTls};
-use onehop_filters::contract::mesh::{Balance, Discover, Endpoint, Gate, Pick, Retry};
+use onehop_filters::contract::mesh::{Balance, Discover, Endpoint, Gate, Pick, Retry, Switch};
 use onehop_filters::contract::{Build, ConfigError, Entry, Node, Role, now};
 use parking_lot::Mutex;
 
@@ -26,6 +26,9 @@ pub struct Service {
     /// Decides on another try.
     pub retry: Arc<dyn Retry>,
 }
+
+/// Under which key a breaker shows itself.
+const BREAKER: &str = "breaker";
 
 type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 
@@ -111,6 +114,20 @@ impl Service {
         self.cluster.members().endpoints.is_empty()
     }
 
+    /// Its breaker, for the admin endpoint: what it does, and what an operator says.
+    #[must_use]
+    pub fn breaker(&self) -> serde_json::Value {
+        let gates = self.gates.iter().filter_map(|g| g.view(now()));
+        let mut view = gates.into_iter().find_map(|(key, view)| (key == BREAKER).then_some(view)).unwrap_or_default();
+        let switch = self.cluster.switched();
+        let word = Switch::WORDS.iter().find(|(_, to)| *to == switch).map_or("auto", |(word, _)| word);
+        if view.is_null() || switch == Switch::Open {
+            view = serde_json::json!({ "state": if switch == Switch::Open { "open" } else { "closed" } });
+        }
+        view["switch"] = word.into();
+        view
+    }
+
     /// For the admin endpoint.
     #[must_use]
     pub fn view(&self) -> serde_json::Value {
@@ -118,6 +135,7 @@ impl Service {
         if let Some(map) = view.as_object_mut() {
             map.insert("policy".to_owned(), self.policy.clone().into());
             map.extend(self.gates.iter().filter_map(|g| g.view(now())).map(|(key, view)| (key.to_owned(), view)));
+            map.insert(BREAKER.to_owned(), self.breaker());
         }
         view
     }

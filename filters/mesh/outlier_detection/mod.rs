@@ -16,6 +16,7 @@ use crate::contract::mesh::{Endpoint, Gate, TryOutcome};
 use crate::contract::metrics::{Counter, Gauge};
 use crate::contract::section::{ConfigError, Node};
 use crate::contract::{Build, Entry, Moment, Role};
+use crate::mesh::verdict::verdict;
 
 /// The filter.
 pub const ENTRY: Entry = Entry {
@@ -106,7 +107,7 @@ impl Gate for Detector {
     }
     fn observe(&self, endpoint: &Endpoint, outcome: &TryOutcome<'_>, now: Moment) {
         let picked = now - outcome.latency;
-        match core::observe(&self.settings, &endpoint.state, core::verdict(outcome), picked, now) {
+        match core::observe(&self.settings, &endpoint.state, verdict(outcome), picked, now) {
             Act::None => {}
             Act::Eject => self.eject(endpoint, now),
             Act::Restored => {

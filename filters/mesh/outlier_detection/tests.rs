@@ -5,10 +5,11 @@ use std::time::Duration;
 use http::HeaderMap;
 
 use super::config::{Section, Settings};
-use super::core::{Verdict, may_eject, verdict};
+use super::core::may_eject;
 use crate::contract::mesh::{Endpoint, Gate, TryOutcome};
 use crate::contract::{Moment, Proof, Reason, Role};
 use crate::mesh::bed::{self, Bed, answer, failure};
+use crate::mesh::verdict::{Verdict, verdict};
 
 const SECOND: u64 = 1_000_000_000;
 
