@@ -79,6 +79,8 @@ pub struct EndpointState {
     pub gateway_failures: AtomicU32,
     /// Failures to connect in a row, where they are counted apart.
     pub local_failures: AtomicU32,
+    /// Judged tries of the interval under way in the upper half, failed ones in the lower, where they are counted.
+    pub judged: AtomicU64,
     /// How often it was ejected, decays.
     pub ejections: AtomicU32,
     /// When it last came back from an ejection ([`Moment`]): `ejections` decays from here on.

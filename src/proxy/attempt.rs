@@ -85,7 +85,7 @@ impl Admission {
     }
 
     /// Tells everybody who learns from tries.
-    fn observe(&mut self, outcome: &TryOutcome<'_>, now: Moment) {
+    pub(super) fn observe(&mut self, outcome: &TryOutcome<'_>, now: Moment) {
         self.observed = true;
         let Some(endpoint) = &self.endpoint else { return };
         if failed(outcome) {

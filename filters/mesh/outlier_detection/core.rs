@@ -52,6 +52,61 @@ pub fn observe(s: &Settings, e: &EndpointState, verdict: Verdict, picked: Moment
     }
 }
 
+/// Counts a try for the shares of its interval. What tells nothing is not counted; failures to connect neither, where
+/// they are counted apart.
+pub fn tally(s: &Settings, e: &EndpointState, verdict: Verdict) {
+    let failed = match verdict {
+        Verdict::Good => 0,
+        Verdict::Unreachable if s.consecutive_local.is_some() => return,
+        Verdict::Error { .. } | Verdict::Unreachable => 1,
+        Verdict::Nothing => return,
+    };
+    e.judged.fetch_add(1 << 32 | failed, Relaxed);
+}
+
+/// What one endpoint did in an interval.
+#[derive(Clone, Copy, Debug)]
+pub struct Interval {
+    pub tries: u32,
+    pub failed: u32,
+}
+
+impl Interval {
+    /// Takes it from an endpoint, whose next one begins.
+    #[expect(clippy::cast_possible_truncation, reason = "the halves of a word")]
+    pub fn take(e: &EndpointState) -> Self {
+        let word = e.judged.swap(0, Relaxed);
+        Self { tries: (word >> 32) as u32, failed: word as u32 }
+    }
+    fn failures(self) -> f64 {
+        f64::from(self.failed) / f64::from(self.tries.max(1))
+    }
+}
+
+/// Positions of the endpoints that are to go, judged against a share, or against all others.
+pub fn outliers(s: &Settings, all: &[Interval]) -> Vec<usize> {
+    let enough = |volume: u32| all.iter().enumerate().filter(move |(_, i)| i.tries >= volume);
+    let mut out = Vec::new();
+    if let Some(share) = s.failure_share
+        && enough(share.volume).count() >= share.hosts
+    {
+        out.extend(enough(share.volume).filter(|(_, i)| i.failures() >= share.threshold).map(|(at, _)| at));
+    }
+    if let Some(rate) = s.success_rate
+        && enough(rate.volume).count() >= rate.hosts
+    {
+        #[expect(clippy::cast_precision_loss, reason = "sets are small numbers")]
+        let n = enough(rate.volume).count() as f64;
+        let mean = enough(rate.volume).map(|(_, i)| i.failures()).sum::<f64>() / n;
+        let variance = enough(rate.volume).map(|(_, i)| (i.failures() - mean).powi(2)).sum::<f64>() / n;
+        let worst = mean + rate.threshold * variance.sqrt();
+        out.extend(enough(rate.volume).filter(|(_, i)| i.failures() > worst).map(|(at, _)| at));
+    }
+    out.sort_unstable();
+    out.dedup();
+    out
+}
+
 /// Counts one more in each; whether one reached its limit.
 fn tripped(counts: &[(&std::sync::atomic::AtomicU32, u32)]) -> Act {
     let mut act = Act::None;
