@@ -16,7 +16,8 @@ COPY examples examples
 COPY tests tests
 # Static glibc: name look-ups are done by hickory, so nothing is left that wants a shared library.
 # Naming the target keeps the flag away from build scripts and procedural macros.
-ENV RUSTFLAGS="-C target-feature=+crt-static"
+# Relocations are packed: a megabyte less.
+ENV RUSTFLAGS="-C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs"
 RUN target=$(rustc -vV | sed -n 's/^host: //p') \
  && cargo build --release --locked --bin onehop --target "$target" \
  && install -D -m 0755 "target/$target/release/onehop" /out/onehop \

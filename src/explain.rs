@@ -82,6 +82,10 @@ async fn answer(mut plan: plan::Plan, question: &Question) -> Result<String, Str
     let mut text = String::new();
     for listener in &view.listeners {
         text.push_str(&format!("listener {}\n", listener.plan.name));
+        if listener.plan.tcp.is_some() {
+            text.push_str("  takes connections, not requests\n");
+            continue;
+        }
         let caller = caller(&view, listener);
         let found = request::hypothetical(&view, listener, &caller, question.request().into_parts().0).await;
         write(&mut text, &view, &found);

@@ -91,7 +91,8 @@ fn check_tells_good_from_bad() {
 
 #[test]
 fn the_effective_configuration_is_a_configuration() {
-    for text in [GOOD.to_owned(), std::fs::read_to_string(example("sidecar.yaml")).expect("there")] {
+    let read = |name: &str| std::fs::read_to_string(example(name)).expect("there");
+    for text in [GOOD.to_owned(), read("sidecar.yaml"), read("tcp.yaml")] {
         let first = with_input(&["check", "-c", "-", "--effective"], &text);
         assert_eq!(code(&first), 0, "{}", err(&first));
         assert!(out(&first).contains("default"), "defaults are marked: {}", out(&first));

@@ -240,3 +240,55 @@ fn a_login_has_its_paths_wherever_it_is_asked_for() {
         assert!(!shown.contains("hush-hush"), "{shown}");
     }
 }
+
+/// `carry.identity`: what an application calls through the mesh is its user's, by the handle it was given or by the trace.
+#[test]
+fn calls_of_an_application_are_made_for_its_user() {
+    let orders = endpoint("orders");
+    let mesh = std::sync::Arc::new(std::sync::OnceLock::<std::net::SocketAddr>::new());
+    let through = mesh.clone();
+    // Passes on the field it is told to by the path, and nothing else of the call it serves.
+    let app = Endpoint::start(move |head, _| {
+        let wanted = head.split(' ').nth(1).expect("a path").trim_start_matches('/').to_owned();
+        let field = head.lines().find(|l| l.starts_with(&wanted)).map(|l| format!("{l}\r\n")).unwrap_or_default();
+        let at = *through.get().expect("known by now");
+        let answer = get_with(at, "orders", "/7", &field);
+        let status = answer.status();
+        format!("HTTP/1.1 {status} As below\r\ncontent-length: 0\r\n\r\n").into_bytes()
+    });
+    let hop = Onehop::start(&format!(
+        "version: 1\n\
+         admin: {{ bind: '127.0.0.1:0' }}\n\
+         listeners:\n\
+         \x20 web: {{ bind: '127.0.0.1:0' }}\n\
+         \x20 mesh: {{ bind: '127.0.0.1:0', exposure: mesh, unknownHosts: deny }}\n\
+         identities:\n\
+         \x20 corp: {{ jwt: {{ issuer: 'https://id.example.com/', audiences: [shop], algorithms: [ES256], jwks: {{ file: '{SET}' }}, forwardToken: true }} }}\n\
+         routes:\n\
+         - {{ name: in, listeners: [web], auth: {{ require: corp }}, to: app }}\n\
+         - {{ name: out, listeners: [mesh], hosts: [orders], carry: {{ identity: true }}, auth: {{ allow: \"user.sub == 'ann'\" }}, transform: {{ request: {{ set: {{ x-user: '${{user.sub}}' }} }} }}, to: orders }}\n\
+         services:\n\
+         \x20 app: {{ discover: {{ static: ['{}'] }} }}\n\
+         \x20 orders: {{ discover: {{ static: ['{}'] }} }}\n",
+        app.address, orders.address
+    ));
+    mesh.set(hop.at("mesh")).expect("once");
+    let call =
+        |path: &str, who: &str| get_with(hop.at("web"), "a.example", path, &bearer(serde_json::json!({ "sub": who })));
+    for by in ["/x-onehop-call", "/traceparent"] {
+        assert_eq!(call(by, "ann").status(), 200, "{by}");
+        let seen = orders.last();
+        assert!(seen.contains("\r\nx-user: ann\r\n") && seen.contains("\r\nauthorization: Bearer "), "{seen}");
+        assert!(!seen.contains("x-onehop-call"), "the handle stays between the application and us: {seen}");
+        assert_eq!(call(by, "bob").status(), 403, "{by}: the rule is about the user");
+    }
+    // Nothing that ties the call to another; a handle and a trace that nobody has.
+    assert_eq!(call("/accept-nothing", "ann").status(), 403);
+    let stranger = "x-onehop-call: 0123456789abcdef0123456789abcdef\r\n\
+                    traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00\r\n";
+    assert_eq!(get_with(hop.at("mesh"), "orders", "/7", stranger).status(), 403);
+    // Over: its handle is worth nothing any more.
+    let handle = app.last().lines().find(|l| l.starts_with("x-onehop-call: ")).expect("a handle").to_owned();
+    assert_eq!(get_with(hop.at("mesh"), "orders", "/7", &format!("{handle}\r\n")).status(), 403);
+    assert_eq!(orders.seen(), 2);
+}

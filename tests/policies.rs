@@ -1,6 +1,8 @@
 //! Who may, what happens on purpose, and what happens under stress: filters that ask services, break requests, copy them
 //! or turn them away, through the binary and real endpoints.
 
+#[path = "policies/catalogue.rs"]
+mod catalogue;
 mod common;
 #[path = "policies/degradation.rs"]
 mod degradation;

@@ -17,6 +17,8 @@ mod http2;
 mod passthrough;
 #[path = "protocol/shapes.rs"]
 mod shapes;
+#[path = "protocol/tcp.rs"]
+mod tcp;
 #[path = "protocol/tls.rs"]
 mod tls;
 #[path = "protocol/translate.rs"]

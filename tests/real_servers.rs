@@ -7,12 +7,16 @@ mod common;
 #[path = "real/kit.rs"]
 mod kit;
 
+#[path = "real/cache.rs"]
+mod cache;
 #[path = "real/credentials.rs"]
 mod credentials;
 #[path = "real/curl.rs"]
 mod curl;
 #[path = "real/dns.rs"]
 mod dns;
+#[path = "real/etcd.rs"]
+mod etcd;
 #[path = "real/ext_auth.rs"]
 mod ext_auth;
 #[path = "real/grpc.rs"]
@@ -23,6 +27,8 @@ mod grpc_web;
 mod h2spec;
 #[path = "real/jwks.rs"]
 mod jwks;
+#[path = "real/kubernetes.rs"]
+mod kubernetes;
 #[path = "real/load.rs"]
 mod load;
 #[path = "real/nginx.rs"]
@@ -41,3 +47,5 @@ mod registries;
 mod tls;
 #[path = "real/websocket.rs"]
 mod websocket;
+#[path = "real/xds.rs"]
+mod xds;

@@ -44,6 +44,12 @@ impl Key {
         Self(SEEDS.0.hash_one(&what), SEEDS.1.hash_one(&what))
     }
 
+    /// Where to look for it in a table; independent of [`Key::spread`].
+    #[must_use]
+    pub fn place(self) -> usize {
+        usize::try_from(self.1 >> 32).unwrap_or(0)
+    }
+
     /// Spreads keys evenly.
     #[must_use]
     pub fn spread(self) -> usize {

@@ -1,5 +1,6 @@
 //! API management: request scope.
 
+mod accept;
 mod answers;
 pub mod api_key;
 pub mod auth;
@@ -7,6 +8,7 @@ pub mod basic;
 mod bearer;
 pub mod cache;
 pub mod caller;
+pub mod catalogue;
 pub mod compression;
 pub mod concurrency;
 pub mod content;
@@ -22,10 +24,12 @@ pub mod introspection;
 pub mod ip_rules;
 pub mod jose;
 pub mod jwt;
+pub mod left;
 pub mod maintenance;
 pub mod mirror;
 pub mod mtls;
 pub mod oidc;
+mod openapi;
 pub mod quota;
 pub mod signature;
 pub mod transcode;
@@ -45,7 +49,10 @@ mod tests {
 
     #[test]
     fn every_entry_is_complete() {
-        let ours = |e: &&Entry| matches!(e.role, Role::Api { .. } | Role::Identity(_) | Role::Credential(_));
+        let ours = |e: &&Entry| {
+            use Role::{Answer, Api, Credential, Identity, Note};
+            matches!(e.role, Api { .. } | Answer(_) | Note(_) | Identity(_) | Credential(_))
+        };
         for (at, entry) in BUILTIN.iter().filter(ours).enumerate() {
             assert!(!BUILTIN.iter().filter(ours).take(at).any(|e| e.name == entry.name), "{} stands twice", entry.name);
             // What consumers hold is explained with the identity that reads it.

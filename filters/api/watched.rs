@@ -127,3 +127,14 @@ pub fn read(path: &Path) -> Result<Vec<u8>, String> {
     std::fs::File::open(path).map_err(wrong)?.take(MOST + 1).read_to_end(&mut bytes).map_err(wrong)?;
     if bytes.len() as u64 > MOST { Err(format!("{}: larger than 32 MiB", path.display())) } else { Ok(bytes) }
 }
+
+/// Reads a document of YAML or JSON.
+pub fn document(path: &Path) -> Result<serde_json::Value, String> {
+    let bytes = read(path)?;
+    let wrong = |e: String| format!("{}: {}", path.display(), e.lines().next().unwrap_or_default());
+    if path.extension().is_some_and(|e| e == "json") {
+        return serde_json::from_slice(&bytes).map_err(|e| wrong(e.to_string()));
+    }
+    let text = std::str::from_utf8(&bytes).map_err(|e| wrong(e.to_string()))?;
+    serde_saphyr::from_str(text).map_err(|e| wrong(e.to_string()))
+}

@@ -2,6 +2,7 @@
 //! No redirects, no cookies; every call is bounded in time and in size. A service of the configuration is called through
 //! [`super::Services`] instead, which balances and retries.
 
+use std::borrow::Cow;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -14,9 +15,11 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::client::WantsClientCert;
+use rustls::{ClientConfig, ConfigBuilder, RootCertStore};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, ServerName};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
@@ -24,6 +27,8 @@ use super::worker;
 
 /// Connections a worker keeps open to one server while nobody calls.
 const IDLE: usize = 4;
+/// Silence after which TCP asks whether the peer is still there.
+const ALIVE: Duration = Duration::from_secs(30);
 
 /// How long and how large an answer may be.
 #[derive(Clone, Copy, Debug)]
@@ -42,14 +47,35 @@ impl Default for Bounds {
     }
 }
 
-/// A URL and how to trust it.
-pub struct Remote {
+/// A server that a URL names, and how to trust it.
+pub struct Target {
     uri: Uri,
     host: String,
+    /// What its certificate is for.
+    name: String,
     port: u16,
     tls: Option<Trust>,
-    /// Per worker, most recently used last. Contended by nobody.
-    idle: Box<[Mutex<Vec<SendRequest<Full<Bytes>>>>]>,
+    alpn: &'static [u8],
+}
+
+/// Certificates or a key.
+#[derive(Clone, Copy, Debug)]
+pub enum Pem<'a> {
+    /// In a file.
+    File(&'a Path),
+    /// Written out.
+    Text(&'a str),
+}
+
+/// TLS towards a [`Target`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Identity<'a> {
+    /// Whom to trust; without it, the system's certificates.
+    pub ca: Option<Pem<'a>>,
+    /// Certificate chain to show, and its key.
+    pub own: Option<(Pem<'a>, Pem<'a>)>,
+    /// Name to verify instead of the URL's host.
+    pub name: Option<&'a str>,
 }
 
 /// Whom to trust. The system's certificates are read at the first call, not by every config that names a URL.
@@ -58,12 +84,16 @@ enum Trust {
     System(OnceLock<Arc<ClientConfig>>),
 }
 
-impl Remote {
+/// A connection, encrypted or not.
+pub trait Wire: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Wire for T {}
+
+impl Target {
     /// Checks a URL. `http` is only for loopback hosts unless `plaintext` allows it.
     ///
     /// # Errors
-    /// A sentence about what is wrong with the URL or the CA file.
-    pub fn new(url: &str, ca: Option<&Path>, plaintext: bool) -> Result<Self, String> {
+    /// A sentence about what is wrong with the URL or a file.
+    pub fn new(url: &str, identity: Identity<'_>, plaintext: bool, alpn: &'static [u8]) -> Result<Self, String> {
         let uri: Uri = url.parse().map_err(|e| format!("`{url}` is not a URL: {e}"))?;
         let host = uri.host().ok_or_else(|| format!("`{url}` has no host"))?;
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
@@ -72,17 +102,22 @@ impl Remote {
         }
         let loopback = host == "localhost" || host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback());
         let tls = match uri.scheme_str() {
-            Some("https") => Some(match ca {
-                Some(ca) => Trust::Own(Arc::new(tls(Some(ca))?)),
-                None => Trust::System(OnceLock::new()),
-            }),
+            Some("https") if identity.ca.is_none() && identity.own.is_none() => Some(Trust::System(OnceLock::new())),
+            Some("https") => {
+                let mut config = match identity.own {
+                    None => verifying(identity.ca)?.with_no_client_auth(),
+                    Some((cert, key)) => showing(identity.ca, cert, key)?,
+                };
+                config.alpn_protocols = vec![alpn.to_vec()];
+                Some(Trust::Own(Arc::new(config)))
+            }
             Some("http") if loopback || plaintext => None,
             Some("http") => return Err(format!("`{url}` is not encrypted: whoever is on the way could forge tokens")),
             _ => return Err(format!("`{url}` is neither https nor http")),
         };
         let port = uri.port_u16().unwrap_or(if tls.is_some() { 443 } else { 80 });
-        let idle = (0..worker::shards()).map(|_| Mutex::default()).collect();
-        Ok(Self { uri, host, port, tls, idle })
+        let name = identity.name.unwrap_or(&host).to_owned();
+        Ok(Self { uri, host, name, port, tls, alpn })
     }
 
     /// Its URL.
@@ -91,12 +126,69 @@ impl Remote {
         &self.uri
     }
 
+    /// Opens a connection.
+    ///
+    /// # Errors
+    /// A sentence for the log.
+    pub async fn connect(&self) -> Result<Box<dyn Wire>, String> {
+        let stream = TcpStream::connect((self.host.as_str(), self.port)).await.map_err(|e| format!("connect: {e}"))?;
+        // Questions may hang for minutes and streams for days: a peer that vanished must not be waited for that long.
+        let alive = TcpKeepalive::new().with_time(ALIVE).with_interval(ALIVE / 3).with_retries(3);
+        let _ = SockRef::from(&stream).set_tcp_keepalive(&alive);
+        stream.set_nodelay(true).map_err(|e| format!("connect: {e}"))?;
+        let tls = match &self.tls {
+            None => return Ok(Box::new(stream)),
+            Some(Trust::Own(tls)) => tls.clone(),
+            Some(Trust::System(tls)) => match tls.get() {
+                Some(tls) => tls.clone(),
+                None => {
+                    let mut made = trusting(None)?;
+                    made.alpn_protocols = vec![self.alpn.to_vec()];
+                    tls.get_or_init(|| Arc::new(made)).clone()
+                }
+            },
+        };
+        let name = ServerName::try_from(self.name.clone()).map_err(|e| format!("host name: {e}"))?;
+        let connector = tokio_rustls::TlsConnector::from(tls);
+        Ok(Box::new(connector.connect(name, stream).await.map_err(|e| format!("TLS: {e}"))?))
+    }
+}
+
+/// A server to ask over HTTP/1.1, with connections that are kept.
+pub struct Remote {
+    target: Target,
+    /// Per worker, most recently used last. Contended by nobody.
+    idle: Box<[Mutex<Vec<SendRequest<Full<Bytes>>>>]>,
+}
+
+impl From<Target> for Remote {
+    fn from(target: Target) -> Self {
+        Self { target, idle: (0..worker::shards()).map(|_| Mutex::default()).collect() }
+    }
+}
+
+impl Remote {
+    /// Checks a URL. `http` is only for loopback hosts unless `plaintext` allows it.
+    ///
+    /// # Errors
+    /// A sentence about what is wrong with the URL or the CA file.
+    pub fn new(url: &str, ca: Option<&Path>, plaintext: bool) -> Result<Self, String> {
+        let identity = Identity { ca: ca.map(Pem::File), ..Identity::default() };
+        Target::new(url, identity, plaintext, b"http/1.1").map(Self::from)
+    }
+
+    /// Its URL.
+    #[must_use]
+    pub const fn uri(&self) -> &Uri {
+        self.target.uri()
+    }
+
     /// Fetches the document that the URL names; anything but 200 is an error.
     ///
     /// # Errors
     /// A sentence for the log.
     pub async fn get(&self, accept: &'static str, bounds: Bounds) -> Result<Bytes, String> {
-        let path = self.uri.path_and_query().map_or("/", |p| p.as_str());
+        let path = self.uri().path_and_query().map_or("/", |p| p.as_str());
         let request = Request::get(path).header(ACCEPT, accept).body(Bytes::new());
         let response = self.call(request.map_err(|e| format!("request: {e}"))?, bounds).await?;
         match response.status() {
@@ -139,7 +231,7 @@ impl Remote {
     fn addressed(&self, mut request: Request<Bytes>) -> Result<Request<Bytes>, String> {
         let headers = request.headers_mut();
         if !headers.contains_key(HOST) {
-            let authority = self.uri.authority().map_or("", |a| a.as_str());
+            let authority = self.uri().authority().map_or("", |a| a.as_str());
             headers.insert(HOST, HeaderValue::try_from(authority).map_err(|e| format!("host: {e}"))?);
         }
         headers.entry(USER_AGENT).or_insert(HeaderValue::from_static("onehop"));
@@ -187,37 +279,12 @@ impl Remote {
     }
 
     async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, String> {
-        let stream = TcpStream::connect((self.host.as_str(), self.port)).await.map_err(|e| format!("connect: {e}"))?;
-        let tls = match &self.tls {
-            None => return handshake(stream).await,
-            Some(Trust::Own(tls)) => tls.clone(),
-            Some(Trust::System(tls)) => match tls.get() {
-                Some(tls) => tls.clone(),
-                None => {
-                    let made = Arc::new(self::tls(None)?);
-                    tls.get_or_init(|| made).clone()
-                }
-            },
-        };
-        let name = ServerName::try_from(self.host.clone()).map_err(|e| format!("host name: {e}"))?;
-        let connector = tokio_rustls::TlsConnector::from(tls);
-        handshake(connector.connect(name, stream).await.map_err(|e| format!("TLS: {e}"))?).await
+        let io = TokioIo::new(self.target.connect().await?);
+        let (sender, connection) = http1::handshake(io).await.map_err(|e| format!("HTTP: {e}"))?;
+        // Ends by itself when the sender is dropped.
+        tokio::spawn(connection);
+        Ok(sender)
     }
-}
-
-async fn handshake(
-    io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-) -> Result<SendRequest<Full<Bytes>>, String> {
-    let (sender, connection) = http1::handshake(TokioIo::new(io)).await.map_err(|e| format!("HTTP: {e}"))?;
-    // Ends by itself when the sender is dropped.
-    tokio::spawn(connection);
-    Ok(sender)
-}
-
-fn tls(ca: Option<&Path>) -> Result<ClientConfig, String> {
-    let mut config = trusting(ca)?;
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(config)
 }
 
 /// The client side of TLS that trusts the certificates of a PEM file, or without one those of the system; without such,
@@ -226,14 +293,20 @@ fn tls(ca: Option<&Path>) -> Result<ClientConfig, String> {
 /// # Errors
 /// The file cannot be read, or there is no certificate in it.
 pub fn trusting(ca: Option<&Path>) -> Result<ClientConfig, String> {
+    Ok(verifying(ca.map(Pem::File))?.with_no_client_auth())
+}
+
+/// The same with a certificate of our own to show.
+fn showing(ca: Option<Pem<'_>>, cert: Pem<'_>, key: Pem<'_>) -> Result<ClientConfig, String> {
+    let own = PrivateKeyDer::from_pem_slice(&key.read()?).map_err(|e| format!("{key}: {e}"))?;
+    verifying(ca)?.with_client_auth_cert(cert.certificates()?, own).map_err(|e| format!("{cert}: {e}"))
+}
+
+fn verifying(ca: Option<Pem<'_>>) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, String> {
     let mut roots = RootCertStore::empty();
-    if let Some(path) = ca {
-        let wrong = |e| format!("{}: {e}", path.display());
-        for certificate in CertificateDer::pem_file_iter(path).map_err(wrong)? {
-            roots.add(certificate.map_err(wrong)?).map_err(|e| format!("{}: {e}", path.display()))?;
-        }
-        if roots.is_empty() {
-            return Err(format!("{}: no certificate in it", path.display()));
+    if let Some(ca) = ca {
+        for certificate in ca.certificates()? {
+            roots.add(certificate).map_err(|e| format!("{ca}: {e}"))?;
         }
     } else {
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
@@ -246,6 +319,33 @@ pub fn trusting(ca: Option<&Path>) -> Result<ClientConfig, String> {
     Ok(ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|e| e.to_string())?
-        .with_root_certificates(roots)
-        .with_no_client_auth())
+        .with_root_certificates(roots))
+}
+
+impl Pem<'_> {
+    fn read(&self) -> Result<Cow<'_, [u8]>, String> {
+        match self {
+            Self::File(path) => Ok(std::fs::read(path).map_err(|e| format!("{self}: {e}"))?.into()),
+            Self::Text(text) => Ok(text.as_bytes().into()),
+        }
+    }
+
+    /// At least one.
+    fn certificates(&self) -> Result<Vec<CertificateDer<'static>>, String> {
+        let bytes = self.read()?;
+        let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
+        match all.map_err(|e| format!("{self}: {e}"))? {
+            none if none.is_empty() => Err(format!("{self}: no certificate in it")),
+            all => Ok(all),
+        }
+    }
+}
+
+impl std::fmt::Display for Pem<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::File(path) => path.display().fmt(f),
+            Self::Text(_) => f.write_str("the PEM text"),
+        }
+    }
 }

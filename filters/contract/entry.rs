@@ -13,6 +13,7 @@ use super::mesh::{Balance, Discover, Endpoint, Gate, Retry};
 use super::metrics::Registry;
 use super::principal::{Consumer, Plan};
 use super::section::{ConfigError, Node, Span, Spot};
+use super::surface::Surface;
 
 /// A filter, as listed in `BUILTIN` or handed to the engine by an embedding program.
 #[derive(Clone, Copy)]
@@ -43,6 +44,12 @@ pub enum Role {
         /// `None`: implied.
         build: fn(Option<&Node>, &mut Build<'_>) -> Result<Arc<dyn Filter>, ConfigError>,
     },
+    /// A key on a route that answers its requests, in place of `to`, `redirect` and `respond`: built like a filter, and
+    /// called last.
+    Answer(fn(&Node, &mut Build<'_>) -> Result<Arc<dyn Filter>, ConfigError>),
+    /// A key on a route that says something about it and does nothing in its chain. Whoever is concerned reads it in
+    /// [`Directory::surfaces`]; it is judged here.
+    Note(fn(&Node, &mut Build<'_>) -> Result<(), ConfigError>),
     /// A kind of credential, a key under `identities.NAME`.
     Identity(fn(&Node, &mut Build<'_>) -> Result<Arc<dyn Authenticator>, ConfigError>),
     /// What consumers hold for a kind of identity, a key under `consumers.NAME`. Judges the sections of all consumers
@@ -131,8 +138,15 @@ pub struct Directory {
     pub services: BTreeMap<String, ServiceId>,
     /// Routes that call a service which only speaks HTTP/1.1, by name, with the name of that service.
     pub http1: BTreeMap<String, String>,
+    /// Names under `listeners`.
+    pub listeners: Vec<String>,
+    /// Routes that say something about themselves, or answer by themselves, in file order. Only there while filters are
+    /// built.
+    pub surfaces: Vec<Surface>,
     /// `state`.
     pub state: Arc<super::state::Settings>,
+    /// `runtime.zone`: where this process runs; empty = not known. `None`: not written.
+    pub zone: Option<Arc<str>>,
     /// What `check --effective` says besides the configuration: numbers that follow from it.
     pub remarks: parking_lot::Mutex<Vec<String>>,
 }
@@ -192,6 +206,12 @@ impl Build<'_> {
         let all = &self.directory.services;
         let found = all.get(&name.value).copied();
         found.ok_or_else(|| ConfigError::unknown(name.span, "service", &name.value, all.keys().map(String::as_str)))
+    }
+    /// The route that is being built, as its callers see it: there for notes and answers.
+    #[must_use]
+    pub fn surface(&self) -> Option<&Surface> {
+        let route = self.scope.strip_prefix("routes.")?;
+        self.directory.surfaces.iter().find(|surface| &*surface.name == route)
     }
     /// Makes sure that the services of this route may be called over HTTP/2, as gRPC is.
     ///

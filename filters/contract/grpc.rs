@@ -22,8 +22,8 @@ use super::request::Trace;
 /// Largest answer that is read.
 const MAX_MESSAGE: usize = 1 << 20;
 /// Flag and length in front of each message.
-const PREFIX: usize = 5;
-const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
+pub(super) const PREFIX: usize = 5;
+pub(super) const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 
@@ -106,7 +106,7 @@ pub async fn unary<A: Message + Default>(
     tokio::time::timeout(deadline.since(now()), answer).await.unwrap_or(Err(Failure::Late))
 }
 
-fn frame(message: &impl Message) -> Bytes {
+pub(super) fn frame(message: &impl Message) -> Bytes {
     let length = message.encoded_len();
     let mut out = BytesMut::with_capacity(PREFIX + length);
     out.put_u8(0);
@@ -144,7 +144,7 @@ fn unframe<A: Message + Default>(bytes: &[u8]) -> Result<A, Failure> {
 }
 
 /// `None`: no status here.
-fn status_of(fields: &HeaderMap) -> Option<Result<(), Failure>> {
+pub(super) fn status_of(fields: &HeaderMap) -> Option<Result<(), Failure>> {
     let status = fields.get(&GRPC_STATUS)?;
     let code = status.to_str().ok().and_then(|s| s.parse().ok());
     Some(match code {

@@ -48,6 +48,8 @@ pub struct Endpoint {
     pub weight: AtomicU32,
     /// See [`Endpoint::labels`].
     labels: ArcSwap<Labels>,
+    /// See [`Found::identity`].
+    pub identity: Option<Arc<str>>,
     /// What was learned.
     pub state: EndpointState,
 }
@@ -103,8 +105,8 @@ impl Endpoint {
     /// A new endpoint nothing is known about.
     #[must_use]
     pub fn new(id: u64, address: Address, zone: Arc<str>, priority: u32, weight: u32) -> Self {
-        let labels = ArcSwap::default();
-        Self { id, address, zone, priority, weight: AtomicU32::new(weight), labels, state: EndpointState::default() }
+        let (weight, labels) = (AtomicU32::new(weight), ArcSwap::default());
+        Self { id, address, zone, priority, weight, labels, identity: None, state: EndpointState::default() }
     }
     /// What its source says of it. Changes in place; a policy that looks at it does so when it indexes the set.
     #[must_use]
@@ -169,13 +171,15 @@ pub struct Found {
     pub priority: u32,
     /// What else the source says of it.
     pub labels: Labels,
+    /// What tells it from another that later has its address, such as a pod's uid. `None`: nothing but the address.
+    pub identity: Option<Arc<str>>,
 }
 
 impl Found {
     /// An endpoint of which nothing but its address is known.
     #[must_use]
     pub fn at(address: Address) -> Self {
-        Self { address, weight: 1, zone: "".into(), priority: 0, labels: Labels::default() }
+        Self { address, weight: 1, zone: "".into(), priority: 0, labels: Labels::default(), identity: None }
     }
 }
 

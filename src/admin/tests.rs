@@ -146,6 +146,28 @@ async fn what_is_known_is_shown() {
 }
 
 #[tokio::test]
+async fn breakers_are_switched_by_name() {
+    let facts = Fake::new();
+    let (_admin, address) = start(&facts);
+    let put = async |path: &str, body: &str| ask(address, &format!("PUT {path}"), "", body).await;
+    assert_eq!(put("/breakers/stock", "open\n").await.json(), json!({ "switch": "Open" }));
+    assert_eq!(put("/breakers/stock", r#"{"switch":"auto"}"#).await.json(), json!({ "switch": "Auto" }));
+    for (path, body, status) in [
+        ("/breakers/stock", "opened", 400),
+        ("/breakers/stock", r#"{"state":"open"}"#, 400),
+        ("/breakers/other", "open", 404),
+        ("/breakers/", "open", 404),
+        ("/breakers", "open", 405),
+    ] {
+        assert_eq!(put(path, body).await.status, status, "{path} {body}");
+    }
+    assert_eq!(get(address, "/breakers").await.json()["stock"]["state"], "closed");
+    assert_eq!(get(address, "/breakers/stock").await.json()["state"], "closed");
+    let page = ask(address, "PUT /breakers/stock", "origin: http://localhost\r\n", "open").await;
+    assert_eq!(page.status, 403, "no web page opens a breaker");
+}
+
+#[tokio::test]
 async fn metrics_in_both_formats() {
     let facts = Fake::new();
     facts.registry.counter("a_total", "A.", &[]).inc();

@@ -45,7 +45,7 @@ fn describe(entry: &Entry) -> String {
 
 const fn place(role: &Role) -> &'static str {
     match role {
-        Role::Api { .. } => "routes[]",
+        Role::Api { .. } | Role::Answer(_) | Role::Note(_) => "routes[]",
         Role::Identity(_) => "identities.NAME",
         Role::Credential(_) => "consumers.NAME",
         Role::Discover(_) => "services.NAME.discover",

@@ -141,6 +141,9 @@ fn complete(root: &mut Shown, entry: &Entry, schema: &Schema<'_>) {
                 root.sections(owner).filter_map(|r| r.get_mut(name)).for_each(|s| schema.apply(s));
             }
         }
+        Role::Answer(_) | Role::Note(_) => {
+            root.sections("routes").filter_map(|r| r.get_mut(name)).for_each(|s| schema.apply(s));
+        }
         Role::Identity(_) => root.sections("identities").filter_map(|i| i.get_mut(name)).for_each(|s| schema.apply(s)),
         Role::Credential(_) => {
             root.sections("consumers").filter_map(|c| c.get_mut(name)).for_each(|s| schema.apply(s));

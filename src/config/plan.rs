@@ -10,7 +10,7 @@ use std::time::Duration;
 use http::{HeaderMap, Method, StatusCode};
 use ipnet::IpNet;
 use onehop_filters::contract::principal::Priority;
-use onehop_filters::contract::{ConfigError, Node, Optional, Span, Spot};
+use onehop_filters::contract::{ConfigError, FieldEdits, Node, Optional, Span, Spot};
 
 use super::report::Files;
 
@@ -48,6 +48,8 @@ pub struct Plan {
     pub max_memory: Option<u64>,
     /// `runtime.brownout`: what is left out first.
     pub brownout: Vec<Optional>,
+    /// `runtime.zone`: where this process runs; empty = not known. `None`: not written.
+    pub zone: Option<Arc<str>>,
     /// `state`.
     pub state: Arc<onehop_filters::contract::state::Settings>,
     /// Where it begins, for errors that no line can be blamed for.
@@ -86,6 +88,8 @@ pub struct Listener {
     pub h1: bool,
     pub h2: bool,
     pub tls: Option<ListenerTls>,
+    /// `protocols: [tcp]`: connections, not requests. `None`: HTTP.
+    pub tcp: Option<Tcp>,
     /// `trustedProxies`.
     pub trusted: Arc<[IpNet]>,
     pub proxy_protocol: ProxyProtocol,
@@ -101,6 +105,15 @@ pub struct Listener {
     pub via: bool,
     /// `acceptBalance: true`: one acceptor hands connections to workers in turn, for few long h2 connections.
     pub accept_balance: bool,
+}
+
+/// What is known of a connection of a TCP listener before it is passed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tcp {
+    /// Bytes, as they come or as TLS gives them.
+    Bytes,
+    /// `tls.mode: passthrough`: the server name of a ClientHello that is not answered here.
+    Passthrough,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -211,6 +224,10 @@ pub struct Route {
     pub sticky: Option<Sticky>,
     /// `carry.deadline: inherit`: the caller's deadline counts, whoever it is.
     pub inherit_deadline: bool,
+    /// `carry.identity`: a call is made for the user of the incoming call that it is tied to.
+    pub carry_identity: bool,
+    /// It is on TCP listeners: `hosts` are server names, and nothing is known of requests.
+    pub tcp: bool,
 }
 
 /// `routes[n].sticky`.
@@ -251,15 +268,34 @@ pub enum ValueMatch {
     Present,
 }
 
+/// One of the services in `routes[n].to`.
+#[derive(Clone, Debug)]
+pub struct Callee {
+    pub service: String,
+    /// Share of the requests; 0 = none.
+    pub weight: u32,
+    /// Header edits of this service alone; `None` = none.
+    pub edits: Option<Arc<CalleeEdits>>,
+}
+
+/// `request` and `response` of one of the services in `to`.
+#[derive(Debug)]
+pub struct CalleeEdits {
+    pub request: FieldEdits,
+    pub response: FieldEdits,
+}
+
 /// What a route does in the end.
 #[derive(Debug)]
 pub enum Action {
-    /// `to`: service names and weights. Never empty.
-    Forward(Vec<(String, u32)>),
+    /// `to`. Never empty.
+    Forward(Vec<Callee>),
     /// `redirect`.
     Redirect(Redirect),
     /// `respond`.
     Respond(Arc<Canned>),
+    /// The last of its filters answers: a key of [`onehop_filters::contract::Role::Answer`].
+    Filter,
 }
 
 /// `redirect`.
@@ -305,6 +341,17 @@ pub struct Service {
     pub fallback: Option<Fallback>,
     /// `idleTimeout` of pooled connections, default 55 s.
     pub pool_idle: Duration,
+    /// `proxyProtocol`: what each connection begins with.
+    pub proxy_protocol: Option<SendProxy>,
+}
+
+/// `services.NAME.proxyProtocol`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SendProxy {
+    /// A line of text.
+    V1,
+    /// Binary.
+    V2,
 }
 
 /// `services.NAME.protocol`.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use onehop_filters::contract::units::{Duration, Percent, Size};
-use onehop_filters::contract::{Node, Spot};
+use onehop_filters::contract::{Edits, Node, Spot};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -33,8 +33,8 @@ macro_rules! words {
 }
 
 words! {
-    /// HTTP versions a listener speaks.
-    Http { #[default] H1 = "h1", H2 = "h2", }
+    /// What a listener speaks: versions of HTTP, or `tcp` alone for bytes as they come.
+    Http { #[default] H1 = "h1", H2 = "h2", Tcp = "tcp", }
     /// PROXY protocol, version 1 or 2, in front of the connection.
     ProxyProtocol { #[default] None = "none", Optional = "optional", Required = "required", }
     /// Work that no caller waits for.
@@ -49,6 +49,11 @@ words! {
     Rule { #[default] Reject = "reject", Keep = "keep", }
     /// The only mode that has a name.
     TlsMode { #[default] Mesh = "mesh", }
+    /// `mesh`: mutual TLS with the workload's identity. `passthrough`: not decrypted; the server name that the client
+    /// asks for chooses the route.
+    ListenerTlsMode { #[default] Mesh = "mesh", Passthrough = "passthrough", }
+    /// PROXY protocol towards endpoints.
+    SendProxy { V1 = "v1", #[default] V2 = "v2", }
     /// Lowest TLS version.
     TlsVersion { #[default] Tls12 = "1.2", Tls13 = "1.3", }
     /// Whether a client must show a certificate.
@@ -75,7 +80,8 @@ section! {
     Listener {
         /// `ip:port` or `unix:///path`; port 0 = any free port.
         bind: Spot<String>,
-        /// Versions; in the clear, h2 is by prior knowledge.
+        /// Versions of HTTP (in the clear, h2 is by prior knowledge), or `[tcp]`: connections are passed on byte by byte,
+        /// by routes that name this listener. Default `[h1, h2]`; `[tcp]` with `tls.mode: passthrough`.
         #[serde(default = "Listener::default_protocols")]
         protocols: Vec<Http>,
         /// TLS; absent = in the clear.
@@ -106,11 +112,10 @@ section! {
         accept_balance: bool,
     }
 
-    /// TLS of a listener: `mode: mesh`, or certificates.
+    /// TLS of a listener: `mode`, or certificates.
     ListenerTls {
-        /// Mutual TLS with the workload's identity.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        mode: Option<TlsMode>,
+        mode: Option<ListenerTlsMode>,
         /// Chosen by SNI; the first is for clients without it.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         certificates: Vec<Certificate>,
@@ -242,7 +247,7 @@ section! {
         /// All tries together; not for streams.
         #[serde(default = "Timeouts::default_request")]
         request: Spot<Duration>,
-        /// Between two bytes of a stream.
+        /// Between two bytes of a stream. Default 5m; on TCP listeners 1h.
         #[serde(default = "Timeouts::default_idle")]
         idle: Duration,
     }
@@ -255,6 +260,12 @@ section! {
         /// listeners and trusted proxies are believed without it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         deadline: Option<Deadline>,
+        /// On a mesh listener: this call is made for whoever made the incoming call that it is tied to, by the handle that
+        /// the application was given (`x-onehop-call`) or else by its trace. Rules, quotas and templates see that user and
+        /// consumer, and the token goes along if its identity forwards tokens and the application sets no `authorization`.
+        /// No such call, or several of different users in the trace: no identity.
+        #[serde(default)]
+        identity: bool,
     }
 
     /// One of several services.
@@ -263,6 +274,12 @@ section! {
         /// Share of the requests; 0 = none.
         #[serde(default = "Target::default_weight")]
         weight: Spot<u64>,
+        /// Header fields of requests that go there, after every filter of the route.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        request: Option<Edits>,
+        /// Header fields of its answers, before every filter of the route.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        response: Option<Edits>,
     }
 
     /// The same caller, the same service. Exactly one of `by` and `cookie`.
@@ -316,6 +333,10 @@ section! {
         /// Of pooled connections.
         #[serde(default = "Service::default_idle")]
         idle_timeout: Duration,
+        /// A PROXY header in front of each connection tells the endpoint who calls. Connections are then kept per
+        /// connection of a caller, never shared between callers. Default none.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        proxy_protocol: Option<SendProxy>,
         /// What answers when no endpoint can.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         fallback: Option<Fallback>,
@@ -421,6 +442,9 @@ section! {
         /// What is left out while the process has much to do, the first first, before any caller is refused.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         brownout: Vec<Spot<Optional>>,
+        /// Zone this process runs in, such as `${env.ZONE}`: services prefer endpoints in the same one. Empty = not known.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        zone: Option<String>,
     }
 }
 
@@ -515,7 +539,9 @@ all_defaults! {
     Lifecycle {
         drain: Self::default_drain(), unready: Duration::default(), outbound_until_app_exits: false,
     }
-    Runtime { workers: Self::default_workers(), max_requests: None, max_memory: None, brownout: Vec::new() }
+    Runtime {
+        workers: Self::default_workers(), max_requests: None, max_memory: None, brownout: Vec::new(), zone: None,
+    }
 }
 
 impl Admin {
@@ -532,7 +558,7 @@ impl Listener {
     pub fn settle(&mut self) {
         let meshy = self.capture.is_some()
             || self.unknown_hosts.is_some()
-            || self.tls.as_ref().is_some_and(|t| t.mode.is_some());
+            || self.tls.as_ref().is_some_and(|t| t.mode == Some(ListenerTlsMode::Mesh));
         let exposure = *self.exposure.get_or_insert(if meshy { Exposure::Mesh } else { Exposure::Edge });
         let (rule, body) = match exposure {
             Exposure::Edge => (Rule::Reject, Size(10 << 20)),
@@ -583,6 +609,8 @@ impl Timeouts {
     const fn default_idle() -> Duration {
         seconds(300)
     }
+    /// Of a route on TCP listeners: pools of database clients are quiet for long.
+    pub const TCP_IDLE: Duration = seconds(3600);
 }
 
 impl Target {

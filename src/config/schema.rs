@@ -27,7 +27,7 @@ pub fn schema(entries: &[Entry]) -> Value {
     let route = own(&mut g, &by_role.route, route);
     let plan = json!({ "type": "object", "properties": { "priority": section::<raw::Priority>(&mut g) },
         "additionalProperties": false, "description": "What a consumer bought." });
-    let plan = own(&mut g, &by_role.route, plan);
+    let plan = own(&mut g, &by_role.plan, plan);
     let consumer = section::<raw::Consumer>(&mut g);
     let consumer = own(&mut g, &by_role.consumer, consumer);
     let mut service = section::<raw::Service>(&mut g);
@@ -72,6 +72,7 @@ pub(super) fn of_entry(entry: &Entry) -> (Value, Map<String, Value>) {
 #[derive(Default)]
 struct ByRole {
     route: Map<String, Value>,
+    plan: Map<String, Value>,
     identity: Map<String, Value>,
     consumer: Map<String, Value>,
     discover: Map<String, Value>,
@@ -85,7 +86,11 @@ impl ByRole {
         // `allOf` leaves a `$ref` as it is and still gives the key its own words.
         let described = json!({ "description": entry.summary, "allOf": [schema] });
         let map = match entry.role {
-            Role::Api { .. } => &mut self.route,
+            Role::Api { .. } => {
+                self.plan.insert(entry.name.to_owned(), described.clone());
+                &mut self.route
+            }
+            Role::Answer(_) | Role::Note(_) => &mut self.route,
             Role::Identity(_) => &mut self.identity,
             Role::Credential(_) => &mut self.consumer,
             Role::Discover(_) => &mut self.discover,

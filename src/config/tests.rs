@@ -6,13 +6,15 @@ use onehop_filters::BUILTIN;
 use onehop_filters::contract::Entry;
 use serde_json::json;
 
-use super::plan::{Action, Bind, Fallback, PathMatch, Plan, Protocol, ValueMatch};
+use super::plan::{Action, Bind, Fallback, PathMatch, Plan, Protocol, SendProxy, Tcp, ValueMatch};
 use super::{Report, Source, effective, effective_json, load_with, schema};
 
 #[path = "../../tests/config_errors/entries.rs"]
 mod entries;
 
 use entries::ENTRIES;
+
+const TCP: &str = include_str!("../../examples/tcp.yaml");
 
 const EDGE: &str = r#"version: 1
 admin: { bind: 127.0.0.1:9901 }
@@ -173,7 +175,7 @@ fn the_edge_means_what_it_says() {
     assert_eq!(m.headers, [(http::HeaderName::from_static("x-beta"), ValueMatch::Exact("1".into()))]);
     let filters: Vec<&str> = orders.filters.iter().map(|(k, _)| k.as_str()).collect();
     assert_eq!(filters, ["cors", "auth", "quota", "transform"]);
-    assert!(matches!(&orders.action, Action::Forward(to) if *to == [("orders".to_owned(), 1)]));
+    assert!(matches!(&orders.action, Action::Forward(to) if to[0].service == "orders" && to[0].weight == 1));
     assert!(matches!(&plan.routes[1].action, Action::Redirect(r) if r.status == 301));
     let service = &plan.services["orders"];
     assert_eq!(service.balance.0, "peak-ewma");
@@ -393,7 +395,7 @@ fn the_schema_knows_every_key_of_every_entry() {
 #[test]
 fn with_the_real_filters_examples_are_good_and_survive_the_effective_view() {
     use onehop_filters::BUILTIN;
-    let whole = [("edge", EDGE), ("sidecar", SIDECAR), ("bff", BFF)];
+    let whole = [("edge", EDGE), ("sidecar", SIDECAR), ("bff", BFF), ("tcp", TCP)];
     let examples = BUILTIN.iter().map(|e| (e.name, e.example)).filter(|(_, text)| !text.is_empty());
     let mut wrong = String::new();
     for (name, text) in examples.chain(whole.into_iter().filter(|_| !BUILTIN.is_empty())) {
@@ -415,6 +417,24 @@ fn with_the_real_filters_examples_are_good_and_survive_the_effective_view() {
         }
     }
     assert!(wrong.is_empty(), "{wrong}");
+}
+
+#[test]
+fn tcp_listeners_have_routes_of_their_own() {
+    let plan = read(TCP, BUILTIN).unwrap_or_else(|e| panic!("{e}"));
+    assert!(plan.warnings.is_empty(), "{:?}", plan.warnings);
+    let (db, tls) = (&plan.listeners["db"], &plan.listeners["tls"]);
+    assert_eq!((db.tcp, db.h1, db.h2, db.limits.connections), (Some(Tcp::Bytes), false, false, 2000));
+    assert_eq!((tls.tcp, tls.tls.is_none()), (Some(Tcp::Passthrough), true));
+    let idle: Vec<_> = plan.routes.iter().map(|r| (r.tcp, r.idle_timeout.map(|d| d.as_secs()))).collect();
+    assert_eq!(idle, [(true, Some(8 * 3600)), (true, Some(3600)), (true, Some(3600))]);
+    assert_eq!(plan.services["mysql"].proxy_protocol, Some(SendProxy::V2));
+}
+
+#[test]
+fn a_tcp_listener_without_a_route_is_remarked() {
+    let plan = good("version: 1\nlisteners: { db: { bind: \"127.0.0.1:0\", protocols: [tcp] } }\nroutes: []\n");
+    assert!(plan.warnings.iter().any(|w| w.message.contains("closes every connection")), "{:?}", plan.warnings);
 }
 
 #[test]
@@ -468,9 +488,9 @@ mod properties {
         /// survives the effective view.
         #[test]
         fn a_mangled_config_never_panics(
-            which in 0usize..3, from in 0usize..2000, len in 0usize..40, with in "[a-z0-9:{}\\[\\], \n\"${}*&!-]{0,12}",
+            which in 0usize..4, from in 0usize..2000, len in 0usize..40, with in "[a-z0-9:{}\\[\\], \n\"${}*&!-]{0,12}",
         ) {
-            let text = [EDGE, SIDECAR, BFF][which];
+            let text = [EDGE, SIDECAR, BFF, TCP][which];
             let start = text.floor_char_boundary(from.min(text.len()));
             let end = text.floor_char_boundary((start + len).min(text.len()));
             let mangled = format!("{}{with}{}", &text[..start], &text[end..]);

@@ -30,6 +30,10 @@ pub struct Accepted {
     pub first: Bytes,
     /// What is known of it.
     pub conn: Conn,
+    /// The server name of a ClientHello that was not answered here; `first` begins with it.
+    pub sni: Option<Arc<str>>,
+    /// The address the client connected to: as the PROXY header says it, else the socket's own.
+    pub destination: SocketAddr,
     /// What the peer speaks.
     pub alpn: Alpn,
     /// Its listener; `listener.drain` tells when to end.

@@ -14,11 +14,12 @@ use tokio_rustls::server::TlsStream;
 
 use super::accept::{Accepted, Alpn, Handler, Permit};
 use super::accept_io::{Io, Plain, Rewind};
+use super::hello::{Hello, HelloError};
 use super::listener_state::{ListenerState, Settings};
 use super::proxy_protocol::{Parsed, Proxied, ProxyError, parse};
 use super::tls::Acceptor;
 use super::tls_peer::{BadNames, workload};
-use crate::config::plan::{Bind, ProxyProtocol};
+use crate::config::plan::{Bind, ProxyProtocol, Tcp};
 use crate::runtime::{Phase, timeout};
 
 /// Room for a PROXY header, and for the ClientHello or request head that often comes with it.
@@ -79,6 +80,8 @@ enum Greeting {
     Names(#[from] BadNames),
     #[error("the peer does not speak a protocol of this listener")]
     Protocol,
+    #[error(transparent)]
+    Hello(#[from] HelloError),
 }
 
 impl Arrival {
@@ -102,7 +105,7 @@ impl Arrival {
             ProxyProtocol::Optional => trusted,
             ProxyProtocol::Required => true,
         };
-        if proxied || self.settings.tls.is_some() {
+        if proxied || self.settings.tls.is_some() || plan.tcp == Some(Tcp::Passthrough) {
             tokio::spawn(Box::pin(self.greet(proxied)));
             return;
         }
@@ -122,7 +125,10 @@ impl Arrival {
         let peer = self.peer;
         let greeting = timeout(limit, async {
             let (client, first) = if proxied { self.header().await? } else { (None, Bytes::new()) };
-            self.secure(client, first).await
+            match self.settings.plan.tcp {
+                Some(Tcp::Passthrough) => self.overhear(client, first).await,
+                _ => self.secure(client, first).await,
+            }
         });
         tokio::select! {
             biased;
@@ -131,7 +137,9 @@ impl Arrival {
                 Ok(Err(why)) => {
                     match why {
                         Greeting::Proxy(_) | Greeting::Stranger | Greeting::Io(_) => counts.proxy_failed.inc(),
-                        Greeting::Tls(_) | Greeting::Names(_) | Greeting::Protocol => counts.tls_failed.inc(),
+                        Greeting::Tls(_) | Greeting::Names(_) | Greeting::Protocol | Greeting::Hello(_) => {
+                            counts.tls_failed.inc();
+                        }
                     }
                     tracing::debug!(listener = %name, %peer, %why, "connection refused");
                 }
@@ -170,6 +178,27 @@ impl Arrival {
         }
     }
 
+    /// Reads the ClientHello, which is the endpoint's to answer.
+    async fn overhear(mut self, client: Option<Proxied>, first: Bytes) -> Result<(), Greeting> {
+        let mut bytes = BytesMut::from(first);
+        let mut hello = Hello::default();
+        let mut seen = 0;
+        let greeting = loop {
+            if let Some(greeting) = hello.feed(&bytes[seen..])? {
+                break greeting;
+            }
+            seen = bytes.len();
+            bytes.reserve(FIRST_READ);
+            if self.io.read_buf(&mut bytes).await.map_err(Greeting::Io)? == 0 {
+                return Err(HelloError::Cut.into());
+            }
+        };
+        let sni = greeting.server_name.map(Arc::from);
+        let (io, arrival) = self.split();
+        arrival.hand_over(io.into(), client, None, (bytes.freeze(), sni), Alpn::Unknown);
+        Ok(())
+    }
+
     /// The TLS handshake, if the listener has one.
     async fn secure(self, client: Option<Proxied>, first: Bytes) -> Result<(), Greeting> {
         let Some(acceptor) = self.settings.tls.clone() else {
@@ -181,6 +210,7 @@ impl Arrival {
         let session = stream.get_ref().1;
         let alpn = match session.alpn_protocol() {
             Some(b"h2") => Alpn::H2,
+            _ if arrival.settings.plan.tcp.is_some() => Alpn::Unknown,
             // RFC 9113 section 3.2: HTTP/2 over TLS is only what ALPN agreed on.
             _ if arrival.settings.plan.h1 => Alpn::H1,
             _ => return Err(Greeting::Protocol),
@@ -193,7 +223,7 @@ impl Arrival {
             },
             workload: workload(session.peer_certificates())?.map(Arc::new),
         };
-        arrival.hand_over(Io::Tls(Box::new(stream)), client, Some(tls), Bytes::new(), alpn);
+        arrival.hand_over(Io::Tls(Box::new(stream)), client, Some(tls), (Bytes::new(), None), alpn);
         Ok(())
     }
 
@@ -205,7 +235,7 @@ impl Arrival {
             (true, true) => Alpn::Unknown,
         };
         let (io, arrival) = self.split();
-        arrival.hand_over(io.into(), client, None, first, alpn);
+        arrival.hand_over(io.into(), client, None, (first, None), alpn);
     }
 
     fn split(self) -> (Plain, Arrival<()>) {
@@ -219,7 +249,15 @@ async fn handshake(acceptor: &Acceptor, io: Rewind) -> io::Result<TlsStream<Rewi
 }
 
 impl Arrival<()> {
-    fn hand_over(self, io: Io, client: Option<Proxied>, tls: Option<Tls>, first: Bytes, alpn: Alpn) {
+    /// `first`: bytes that were read already, and the server name among them.
+    fn hand_over(
+        self,
+        io: Io,
+        client: Option<Proxied>,
+        tls: Option<Tls>,
+        (first, sni): (Bytes, Option<Arc<str>>),
+        alpn: Alpn,
+    ) {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let peer = SocketAddr::new(self.peer.ip().to_canonical(), self.peer.port());
         let conn = Conn {
@@ -232,8 +270,9 @@ impl Arrival<()> {
             mesh: self.settings.plan.mesh,
             tls,
         };
+        let destination = client.map_or(conn.local, |c| c.destination);
         let Self { settings, state, permit, handler, .. } = self;
-        handler.handle(Accepted { io, first, conn, alpn, listener: state, settings, permit });
+        handler.handle(Accepted { io, first, conn, sni, destination, alpn, listener: state, settings, permit });
     }
 }
 

@@ -127,7 +127,7 @@ impl Settings {
     fn same_kind(&self, other: &Self) -> bool {
         let kind = |s: &Self| {
             let caller = s.plan.tls.as_ref().map(|t| (t.mesh, t.client_ca.clone(), t.crl.clone(), t.client_required));
-            (s.plan.name.clone(), s.plan.h1, s.plan.h2, caller)
+            (s.plan.name.clone(), s.plan.h1, s.plan.h2, s.plan.tcp, caller)
         };
         kind(self) == kind(other)
     }

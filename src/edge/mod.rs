@@ -10,6 +10,7 @@ pub mod drain_signal;
 mod gate;
 mod h1;
 mod h2;
+pub mod hello;
 pub mod listener;
 mod listener_bind;
 mod listener_drain;

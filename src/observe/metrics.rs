@@ -125,6 +125,15 @@ pub enum Outcome {
 impl Outcome {
     const LABELS: [&str; 8] = ["ok", "error", "connect", "timeout", "reset", "protocol", "refused", "cancelled"];
 
+    /// Of a try.
+    #[must_use]
+    pub fn of(outcome: &TryOutcome<'_>) -> Self {
+        match &outcome.result {
+            Ok((status, _)) => Self::of_status(*status),
+            Err((reason, _)) => Self::of_reason(*reason),
+        }
+    }
+
     /// Of a try that got a response head.
     #[must_use]
     pub fn of_status(status: StatusCode) -> Self {
@@ -188,10 +197,7 @@ impl ServiceMetrics {
 
     /// Counts a try by what came of it.
     pub fn count(&self, outcome: &TryOutcome<'_>) {
-        match &outcome.result {
-            Ok((status, _)) => self.record(Outcome::of_status(*status), Some((*status, outcome.latency))),
-            Err((reason, _)) => self.record(Outcome::of_reason(*reason), None),
-        }
+        self.record(Outcome::of(outcome), outcome.result.as_ref().ok().map(|(status, _)| (*status, outcome.latency)));
     }
 
     /// Counts a try that ended. Its duration counts if there was a response.
@@ -211,6 +217,52 @@ impl ServiceMetrics {
     #[must_use]
     pub const fn inflight(&self) -> &Gauge {
         &self.inflight
+    }
+}
+
+/// What is counted of the connections that TCP listeners pass to one service.
+#[derive(Clone)]
+pub struct TcpMetrics {
+    /// Bytes from callers.
+    pub received: Counter,
+    /// Bytes to callers.
+    pub sent: Counter,
+    /// Connections under way: add 1 and -1.
+    pub open: Gauge,
+    /// Time to the connection that was used, its failed tries apart.
+    pub connect: Histogram,
+    /// Connections that ended by agreement.
+    pub closed: Counter,
+}
+
+impl TcpMetrics {
+    /// Outcome of a connection that ended by agreement.
+    pub const CLOSED: &'static str = "closed";
+
+    /// Handles of the service of this name.
+    #[must_use]
+    pub fn new(registry: &Registry, service: &str) -> Self {
+        let labels = [("service", service)];
+        let received = "Bytes that callers sent over connections of TCP listeners, by service.";
+        let sent = "Bytes that callers got over connections of TCP listeners, by service.";
+        Self {
+            received: registry.counter("onehop_tcp_received_bytes_total", received, &labels),
+            sent: registry.counter("onehop_tcp_sent_bytes_total", sent, &labels),
+            open: registry.gauge("onehop_tcp_connections_open", "Connections passed on now.", &labels),
+            connect: registry.histogram(
+                "onehop_tcp_connect_duration_seconds",
+                "Time to connect to an endpoint for a caller of a TCP listener.",
+                &labels,
+            ),
+            closed: Self::ended(registry, service, Self::CLOSED),
+        }
+    }
+
+    /// Connections by how they ended: [`Self::CLOSED`], or a reason. The service is empty where no route was found.
+    #[must_use]
+    pub fn ended(registry: &Registry, service: &str, outcome: &'static str) -> Counter {
+        let help = "Connections of TCP listeners, by service and how they ended.";
+        registry.counter("onehop_tcp_connections_total", help, &[("service", service), ("outcome", outcome)])
     }
 }
 

@@ -28,6 +28,10 @@ pub struct Record<'a> {
     pub query: Option<&'a [u8]>,
     /// Version the client spoke; `None` if the head never told.
     pub protocol: Option<Version>,
+    /// `tcp` or `tls` for a connection that was passed on; empty for a request.
+    pub transport: &'static str,
+    /// Server name the client of such a connection asked for.
+    pub sni: &'a str,
     /// Status sent, 0 if none was.
     pub status: u16,
     /// Why it was not answered as asked.
@@ -96,7 +100,8 @@ impl Record<'_> {
     /// Whether the line is written whatever the sample says.
     #[must_use]
     pub const fn must_keep(&self) -> bool {
-        self.aborted || self.reason.is_some() || self.status >= 400 || self.status < 100
+        let connection = !self.transport.is_empty();
+        self.aborted || self.reason.is_some() || self.status >= 400 || (self.status < 100 && !connection)
     }
 
     /// Appends the record as one line of JSON. `stamp` is the time as RFC 3339.
@@ -114,8 +119,11 @@ impl Record<'_> {
             self.target(line.out, json::escape);
             line.out.push(b'"');
         }
-        line.word(member!("protocol"), self.protocol.map_or("", protocol));
-        line.number(member!("status"), u64::from(self.status));
+        line.word(member!("protocol"), self.protocol.map_or(self.transport, protocol));
+        line.bytes(member!("sni"), self.sni.as_bytes());
+        if self.transport.is_empty() {
+            line.number(member!("status"), u64::from(self.status));
+        }
         line.word(member!("reason"), self.reason.map_or("", Reason::code));
         line.bytes(member!("filter"), self.filter.as_bytes());
         line.bytes(member!("route"), self.route.as_bytes());
@@ -223,7 +231,8 @@ impl Record<'_> {
         pairs.bytes("user", self.user.as_bytes());
         pairs.bytes("consumer", self.consumer.as_bytes());
         pairs.bytes("workload", self.workload.as_bytes());
-        pairs.bytes("protocol", self.protocol.map_or("", protocol).as_bytes());
+        pairs.bytes("protocol", self.protocol.map_or(self.transport, protocol).as_bytes());
+        pairs.bytes("sni", self.sni.as_bytes());
         pairs.shown("generation", self.generation);
         pairs.bytes("id", self.request_id);
         if self.trace_id != 0 {
@@ -387,6 +396,8 @@ mod tests {
         let record = Record {
             request_id: b"r-1",
             method: "GET",
+            transport: "",
+            sni: "",
             host: "shop.example:8443",
             path: b"/orders",
             query: Some(b"token=abc&page=2"),

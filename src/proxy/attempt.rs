@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use http_body::Body as _;
 use onehop_filters::contract::clock;
 use onehop_filters::contract::inject::Tries;
-use onehop_filters::contract::mesh::{Admit, Again, Endpoint, Judge, Pick, TryOutcome};
+use onehop_filters::contract::mesh::{Admit, Again, Endpoint, Gate, Judge, Pick, TryOutcome};
 use onehop_filters::contract::principal::Priority;
 use onehop_filters::contract::trail::Outcome;
 use onehop_filters::contract::{Body, Fault, Moment, Proof, Reason, Side, Trace, now};
@@ -52,7 +52,7 @@ impl Admission {
         let mut at = now;
         let mut place = Self { view: view.clone(), target, passed: 0, endpoint: None, begun: now, observed: false };
         for gate in &*view.targets[target].service.gates {
-            match gate.admit(now, priority) {
+            match gate.admit(at, priority) {
                 Admit::Yes => {}
                 Admit::No(fault) => return Err(fault),
                 Admit::Wait(queue) => {
@@ -95,6 +95,30 @@ impl Admission {
         service.balance.observe(endpoint, outcome, now);
         for gate in &*service.gates {
             gate.observe(endpoint, outcome, now);
+        }
+    }
+
+    /// The same place, without the configuration it was taken under: for what may outlive many of them.
+    pub(super) fn hold(mut self) -> Held {
+        let gates = self.service().gates[..self.passed].into();
+        self.passed = 0;
+        Held { gates, endpoint: self.endpoint.take() }
+    }
+}
+
+/// See [`Admission::hold`]. Released when dropped.
+pub(super) struct Held {
+    gates: Box<[Arc<dyn Gate>]>,
+    endpoint: Option<Arc<Endpoint>>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Some(endpoint) = &self.endpoint {
+            endpoint.state.inflight.fetch_sub(1, Relaxed);
+        }
+        for gate in self.gates.iter().rev() {
+            gate.release(self.endpoint.as_deref());
         }
     }
 }
@@ -253,7 +277,7 @@ async fn tries(ex: &mut Exchange, view: &Arc<View>, wants: &Wants<'_>, position:
     retry.begin(started);
     let mut begun = started;
     let mut tried = Tried::default();
-    let hedge = if retry.attempts() != 0 && wants.upgrade.is_none() { retry.hedge(idempotent) } else { None };
+    let hedge = if service.hedges && wants.upgrade.is_none() { retry.hedge(idempotent) } else { None };
     loop {
         if begun + LEAST > ex.cx.deadline {
             return Err(Fault::new(Reason::Deadline).by("deadline"));
@@ -447,6 +471,7 @@ pub(super) async fn send(
         expect_continue: wants.expect_continue,
         upgrade: wants.upgrade,
         grpc: wants.grpc,
+        client: Some(&cx.conn),
     };
     // Pinned here: a future that is an argument would be stored twice.
     let sending = pin!(upstream.send(endpoint, &head, &mut cx.body, wants.informational));

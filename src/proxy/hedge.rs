@@ -11,7 +11,7 @@ use http::{HeaderMap, Method};
 use onehop_filters::contract::mesh::{Endpoint, Hedge, TryOutcome};
 use onehop_filters::contract::principal::Priority;
 use onehop_filters::contract::trail::Outcome;
-use onehop_filters::contract::{Body, Moment, Reason, now};
+use onehop_filters::contract::{Body, Conn, Moment, Reason, now};
 use smallvec::SmallVec;
 
 use super::attempt::{Admission, Flight, Sent, Tried, discard, pick, tell};
@@ -64,6 +64,7 @@ pub async fn race(ex: &mut Exchange, race: Race<'_>, first: Flight) -> (Flight, 
         https: cx.https,
         host: cx.upstream_host.as_ref().map_or(cx.authority.as_str().as_bytes(), |host| host.as_bytes()),
         headers: &cx.headers,
+        client: &cx.conn,
         wants: race.wants,
         upstream: &target.upstream,
     };
@@ -171,6 +172,7 @@ struct Asked<'a> {
     https: bool,
     host: &'a [u8],
     headers: &'a HeaderMap,
+    client: &'a Conn,
     wants: &'a Wants<'a>,
     upstream: &'a Upstream,
 }
@@ -196,6 +198,7 @@ impl<'a> Asked<'a> {
                 expect_continue: self.wants.expect_continue,
                 upgrade: None,
                 grpc: self.wants.grpc,
+                client: Some(self.client),
             };
             // Interim answers of one try are enough.
             let informational = self.wants.informational.filter(|_| first);

@@ -143,6 +143,8 @@ fn record<'a>(
         // A credential that was refused was not taken out.
         query: cx.target.query().filter(|_| reason != Some(Reason::Unauthenticated)).map(str::as_bytes),
         protocol: Some(cx.version),
+        transport: "",
+        sni: "",
         status: if tally.unanswered { 0 } else { tally.status.as_u16() },
         reason,
         filter: by,

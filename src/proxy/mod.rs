@@ -2,6 +2,7 @@
 
 pub mod attempt;
 mod callout;
+mod carry;
 mod claims;
 pub mod deadline;
 pub mod embed;
@@ -12,9 +13,11 @@ mod hedge;
 mod inject;
 pub mod ledger;
 mod passthrough;
+mod relay;
 pub mod replay;
 pub mod request;
 pub mod session;
+mod tcp;
 pub mod upgrade;
 
 use std::cell::Cell;

@@ -23,8 +23,8 @@ use super::head::{Admitted, admit};
 use super::headers::forwarded::{Fields, Stamp};
 use super::headers::hop::Seen;
 use super::headers::{legal, request_id, trace, via};
-use super::{claims, deadline, ledger, passthrough, upgrade};
-use crate::config::plan::Capture;
+use super::{carry, claims, deadline, ledger, passthrough, upgrade};
+use crate::config::plan::{CalleeEdits, Capture};
 use crate::edge::body::{Inbound, Incoming};
 use crate::edge::serve::Link;
 use crate::edge::switch::Switch;
@@ -148,6 +148,8 @@ pub struct Request {
     undecided: Vec<(u32, usize)>,
     /// What the caller's deadline leaves, and whether every route takes it over.
     left: (Option<Duration>, bool),
+    /// The handle of the incoming call that this one says it is made for.
+    handle: Option<u128>,
 }
 
 impl Request {
@@ -162,12 +164,12 @@ impl Request {
         ex.route = found.map(|(i, _)| i);
         ex.cx.route = route.info.clone();
         ex.cx.covered = found.map_or(0, |(_, covered)| covered);
-        ex.cx.deadline = due(route, ex.cx.started, left.filter(|_| always || route.inherit_deadline)).min(inherited(
-            &view,
-            listener,
-            route,
-            ex.cx.trace,
-        ));
+        let tie = carry::tie(&view, listener, route, ex.cx.trace, self.handle);
+        let left = left.filter(|_| always || route.inherit_deadline);
+        ex.cx.deadline = due(route, ex.cx.started, left).min(tie.deadline);
+        if let Some(whose) = tie.whose {
+            whose.take_over(&mut ex.cx);
+        }
         user
     }
 }
@@ -187,10 +189,11 @@ fn begin(view: &Arc<View>, listener: &Listener, caller: &Caller, admitted: Admit
     // A stranger's counts only on a route that says so; which one it is comes out below.
     let left = if near || grpc || listener.inherits { deadline::take(&mut headers, grpc) } else { None };
     let mut own = Fields::new();
+    // Before it is taken away with all else that strangers may not say: here, the application may.
+    let handle = if listener.carries && listener.is_outbound() { carry::handle(&headers) } else { None };
     let client = caller.stamp.apply(&mut headers, &authority, &mut own);
     let request_id = request_id::settle(&headers, near, request_id::draw);
     own.push((super::REQUEST_ID.clone(), request_id.clone()));
-    let fields = Told { common: own.len(), own };
     let mut trace = trace_of(view, &headers, seen, near);
     if trace.sampled && view.leaves_out(Optional::Tracing) {
         trace.sampled = false;
@@ -228,15 +231,19 @@ fn begin(view: &Arc<View>, listener: &Listener, caller: &Caller, admitted: Admit
     let always = near || grpc;
     let kept = (left, always);
     let left = left.filter(|_| always || route.inherit_deadline);
-    let deadline = due(route, started, left).min(inherited(view, listener, route, trace));
+    let tie = carry::tie(view, listener, route, trace, handle);
+    let deadline = due(route, started, left).min(tie.deadline);
     let under_way = match &view.incoming {
-        Some(incoming) if trace.trace_id != 0 && deadline != Moment::MAX && !listener.is_outbound() => {
-            Some(incoming.enter(trace.trace_id, deadline))
+        Some(incoming) if !listener.is_outbound() => {
+            let handle = view.carries_identity.then(request_id::draw_wide);
+            own.extend(handle.map(carry::field));
+            Some(incoming.enter(trace.trace_id, handle, deadline))
         }
         _ => None,
     };
+    let fields = Told { common: own.len(), own };
     let asked = target.clone();
-    let cx = RequestCx {
+    let mut cx = RequestCx {
         conn: conn.clone(),
         started,
         method,
@@ -263,6 +270,9 @@ fn begin(view: &Arc<View>, listener: &Listener, caller: &Caller, admitted: Admit
         dry_run: false,
     };
     let tally = Tally { debug, under_way, ..Tally::default() };
+    if let Some(whose) = tie.whose {
+        whose.take_over(&mut cx);
+    }
     let route = found.map(|(i, _)| i);
     let mut ex = Unanswered::new(Exchange { cx, asked, view: view.clone(), route, fields, tally, admission: None });
     ex.cx.trail.timed = debug || trace.sampled;
@@ -278,6 +288,7 @@ fn begin(view: &Arc<View>, listener: &Listener, caller: &Caller, admitted: Admit
         waits: None,
         undecided,
         left: kept,
+        handle,
     }
 }
 
@@ -294,12 +305,6 @@ fn preflight(view: &View, listener: &Listener, probe: &Probe<'_>) -> Option<(u32
     let undecided = listener.table.undecided(&probe).into_iter();
     let mut hits = undecided.chain(listener.table.lookup(&probe)).map(|hit| (*hit.value, hit.covered));
     hits.find(|(i, _)| view.routes[*i as usize].preflights)
-}
-
-/// `carry.deadline`: when the incoming call must be over that caused this one. Nothing else need be done for it then.
-fn inherited(view: &View, listener: &Listener, route: &Route, trace: Trace) -> Moment {
-    let tied = || view.incoming.as_ref()?.deadline(trace.trace_id);
-    if route.inherit_deadline && listener.is_outbound() { tied().unwrap_or(Moment::MAX) } else { Moment::MAX }
 }
 
 /// Continues the caller's trace, or begins one if there is anywhere to report it, or calls to tie to it.
@@ -374,6 +379,11 @@ pub async fn serve(rq: &mut Request, caller: &Caller) -> Response<Outgoing> {
         None => match chain(&mut rq.ex.cx, route, overload, &mut ran).await {
             Ok(None) => {
                 rq.ex.tally.chain_done = now();
+                if view.carries_identity
+                    && let Some(call) = &rq.ex.tally.under_way
+                {
+                    call.made_by(&rq.ex.cx);
+                }
                 act(rq, &view, route).await.map_err(Box::new)
             }
             Ok(Some(reply)) => Ok(Answer::made(*reply)),
@@ -484,7 +494,11 @@ async fn act(rq: &mut Request, view: &Arc<View>, route: &Route) -> Result<Answer
             let target = split
                 .choose_for(&mut rq.ex.cx, super::seed())
                 .ok_or_else(|| Fault::new(Reason::NoWeight).by("routes"))?;
-            call(rq, view, Callee::Service(target)).await
+            match split.edits(target) {
+                None => call(rq, view, Callee::Service(target)).await,
+                // Boxed: the rare way must not make every request's future larger.
+                Some(edits) => Box::pin(edited(rq, view, target, edits)).await,
+            }
         }
         Action::Pass(way) => call(rq, view, Callee::Host(way)).await,
         Action::Redirect(redirect) => {
@@ -506,6 +520,19 @@ async fn act(rq: &mut Request, view: &Arc<View>, route: &Route) -> Result<Answer
         }
         Action::Nothing => Err(no_route(&rq.ex)),
     }
+}
+
+/// Calls a service whose requests and answers have header edits of their own (Gateway API: filters of a `backendRef`).
+async fn edited(rq: &mut Request, view: &Arc<View>, target: usize, edits: &CalleeEdits) -> Result<Answer, Fault> {
+    let cx = &mut rq.ex.cx;
+    let values = edits.request.values(cx);
+    edits.request.apply(&mut cx.headers, values);
+    let mut answer = call(rq, view, Callee::Service(target)).await?;
+    // What stands in for the service's answer is not its.
+    if answer.rs.origin == Origin::Upstream {
+        edits.response.apply(&mut answer.rs.headers, edits.response.values(&rq.ex.cx));
+    }
+    Ok(answer)
 }
 
 /// Nobody serves this path; or, where a sidecar calls out, nobody has this name.

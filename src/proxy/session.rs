@@ -14,6 +14,7 @@ use super::headers::forwarded::Stamp;
 use super::headers::request_id;
 use super::ledger;
 use super::request::{self, Arrived, Arriving, Caller};
+use super::tcp;
 use crate::edge::accept::{Accepted, Handler};
 use crate::edge::body::Incoming;
 use crate::edge::drain_signal::DrainSignal;
@@ -38,7 +39,11 @@ impl Sessions {
 
 impl Handler for Sessions {
     fn handle(&self, accepted: Accepted) {
-        let Accepted { io, first, conn, alpn, listener, settings, permit } = accepted;
+        if accepted.settings.plan.tcp.is_some() {
+            tokio::spawn(tcp::serve(self.cell.clone(), self.metrics.clone(), accepted));
+            return;
+        }
+        let Accepted { io, first, conn, alpn, listener, settings, permit, .. } = accepted;
         let conn = Arc::new(conn);
         let debug = self.cell.view().telemetry.debug_header.clone();
         let stamp = Stamp::new(&conn, settings.plan.trusted.clone(), Some(debug));

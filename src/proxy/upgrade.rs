@@ -3,20 +3,19 @@
 //! Nothing is tunnelled before the endpoint agreed: bytes the client sent early wait in its connection.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use aws_lc_rs::digest;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::{HeaderName, HeaderValue, Method, StatusCode, Version, header};
-use onehop_filters::contract::{Body, Fault, Reason, RequestCx, ResponseCx, now};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use onehop_filters::contract::{Body, Fault, Reason, RequestCx, ResponseCx};
 
 use super::exchange::{End, Exchange};
 use super::ledger;
+use super::relay::{Ended, Flow, relay};
 use crate::edge::switch::Switch;
-use crate::runtime::{Drain, Phase, wheel};
+use crate::runtime::{Drain, Phase};
 use crate::upstream::Io;
 
 /// RFC 6455 section 1.3.
@@ -110,13 +109,14 @@ impl Tunnel {
     pub fn start(self, mut ex: Box<Exchange>, idle: Option<Duration>, drain: Option<Arc<Drain>>) {
         let ticket = drain.as_ref().map(Drain::enter);
         tokio::spawn(async move {
-            let Self { client, io } = self;
+            let Self { client, mut io } = self;
             // Counted as they pass: a tunnel that is cut has moved what it has moved.
-            let (into, out) = (Arc::new(AtomicU64::new(0)), AtomicU64::new(0));
+            let (mut into, mut out) = (Flow::default(), Flow::default());
             let copied = async {
-                match client.opened().await {
-                    Some(client) => copy(client, io, idle, (&into, &out)).await,
-                    None => End::Aborted,
+                let Some(mut client) = client.opened().await else { return End::Aborted };
+                match relay(&mut client, &mut io, idle, (&mut into, &mut out)).await {
+                    Ended::Idle => End::Cut(Reason::IdleTimeout),
+                    Ended::Closed | Ended::ClientBroke | Ended::UpstreamBroke => End::Complete,
                 }
             };
             let end = match drain {
@@ -126,68 +126,12 @@ impl Tunnel {
                     () = drain.reached(Phase::Kill) => End::Cut(Reason::Draining),
                 },
             };
-            ex.tally.bytes_in = Some(into);
-            ex.tally.bytes_out = out.into_inner();
+            ex.tally.bytes_in = Some(Arc::new(into.bytes.into()));
+            ex.tally.bytes_out = out.bytes;
             ledger::close(ex, end);
             drop(ticket);
         });
     }
-}
-
-/// `counts`: bytes from the client, bytes to it.
-async fn copy<C>(client: C, upstream: Box<dyn Io>, idle: Option<Duration>, counts: (&AtomicU64, &AtomicU64)) -> End
-where
-    C: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
-{
-    let (mut client_in, mut client_out) = tokio::io::split(client);
-    let (mut up_in, mut up_out) = tokio::io::split(upstream);
-    // Any byte in either direction is life: both pumps share one stamp.
-    let last = AtomicU64::new(now().0);
-    let (into, out) = counts;
-    let pumps = async {
-        tokio::join!(pump(&mut client_in, &mut up_out, &last, into), pump(&mut up_in, &mut client_out, &last, out))
-    };
-    match idle {
-        None => {
-            pumps.await;
-            End::Complete
-        }
-        Some(idle) => tokio::select! {
-            _ = pumps => End::Complete,
-            () = stand_still(&last, idle) => End::Cut(Reason::IdleTimeout),
-        },
-    }
-}
-
-async fn stand_still(last: &AtomicU64, idle: Duration) {
-    loop {
-        let due = onehop_filters::contract::Moment(last.load(Relaxed)) + idle;
-        if now() >= due {
-            return;
-        }
-        wheel::deadline(due).await;
-    }
-}
-
-async fn pump<R, W>(from: &mut R, to: &mut W, last: &AtomicU64, bytes: &AtomicU64)
-where
-    R: tokio::io::AsyncRead + Unpin,
-    W: tokio::io::AsyncWrite + Unpin,
-{
-    let mut buffer = vec![0; 16 << 10];
-    loop {
-        let n = match from.read(&mut buffer).await {
-            Ok(0) | Err(_) => break,
-            Ok(n) => n,
-        };
-        last.store(now().0, Relaxed);
-        bytes.fetch_add(n as u64, Relaxed);
-        if to.write_all(&buffer[..n]).await.is_err() || to.flush().await.is_err() {
-            break;
-        }
-    }
-    // Half-close: the other direction may still have something to say.
-    let _ = to.shutdown().await;
 }
 
 #[cfg(test)]

@@ -72,11 +72,16 @@ struct Control {
     stale: Option<String>,
     /// Since when an empty answer is held.
     held: Option<Moment>,
+    /// Failed questions so far, and the last of them.
+    errors: u64,
+    last_error: Option<(String, Moment)>,
 }
 
 struct Metrics {
     endpoints: Gauge,
     held: Gauge,
+    stale: Gauge,
+    answered: Gauge,
     updates: Counter,
     failures: Counter,
 }
@@ -113,6 +118,12 @@ impl Cluster {
         let metrics = Metrics {
             endpoints: metrics.gauge("onehop_service_endpoints", "Endpoints discovery knows.", &labels),
             held: metrics.gauge("onehop_discovery_held", "1 while an empty answer of discovery is held.", &labels),
+            stale: metrics.gauge("onehop_discovery_stale", "1 while the set may be out of date.", &labels),
+            answered: metrics.gauge(
+                "onehop_discovery_answer_timestamp_seconds",
+                "When discovery last answered, as Unix time.",
+                &labels,
+            ),
             updates: metrics.counter("onehop_discovery_updates_total", "Answers that changed the set.", &labels),
             failures: metrics.counter("onehop_discovery_failures_total", "Failed questions to discovery.", &labels),
         };
@@ -131,6 +142,8 @@ impl Cluster {
                 updated: None,
                 stale: None,
                 held: None,
+                errors: 0,
+                last_error: None,
             }),
             discovery: Tenure::new(),
             checks: Tenure::new(),
@@ -226,14 +239,16 @@ impl Cluster {
             let since = *control.held.get_or_insert(now);
             if now.since(since) < GRACE {
                 control.stale = Some("the source reports no endpoints".to_owned());
+                self.metrics.stale.set(1);
                 return;
             }
         }
         control.updated = Some(now);
         control.stale = None;
-        if control.held.take().is_some() {
-            self.metrics.held.set(0);
-        }
+        self.metrics.stale.set(0);
+        let unix = std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
+        self.metrics.answered.set(i64::try_from(unix).unwrap_or(i64::MAX));
+        self.let_go(&mut control);
         let Some((endpoints, removed)) = self.merge(&old.endpoints, found, now) else { return };
         self.install(&control, endpoints.clone());
         for gone in &removed {
@@ -249,6 +264,13 @@ impl Cluster {
             removed = removed.len(),
             "endpoints changed"
         );
+    }
+
+    /// No empty answer is held any longer.
+    fn let_go(&self, control: &mut Control) {
+        if control.held.take().is_some() {
+            self.metrics.held.set(0);
+        }
     }
 
     /// The next set and those that left; `None` if nothing changed.
@@ -267,8 +289,9 @@ impl Cluster {
                 continue;
             }
             match known.get(&f.address) {
-                // Zone and tier are part of what an endpoint is: with others it is another one.
-                Some(e) if e.priority == f.priority && e.zone == f.zone => {
+                // Zone and tier are part of what an endpoint is: with others it is another one. So is one that has the
+                // address of another that is gone.
+                Some(e) if e.priority == f.priority && e.zone == f.zone && e.identity == f.identity => {
                     changed |= e.weight.swap(f.weight, Relaxed) != f.weight;
                     changed |= e.relabel(&f.labels);
                     next.push(Arc::clone(e));
@@ -286,7 +309,8 @@ impl Cluster {
 
     fn newcomer(&self, f: &Found, established: bool, now: Moment) -> Arc<Endpoint> {
         let id = stable_hash(&[self.name.as_bytes(), f.address.to_string().as_bytes()]);
-        let endpoint = Endpoint::new(id, f.address.clone(), f.zone.clone(), f.priority, f.weight);
+        let mut endpoint = Endpoint::new(id, f.address.clone(), f.zone.clone(), f.priority, f.weight);
+        endpoint.identity.clone_from(&f.identity);
         endpoint.relabel(&f.labels);
         if established {
             // Slow start is for those who join others, never for a whole set at start.
@@ -295,13 +319,18 @@ impl Cluster {
         Arc::new(endpoint)
     }
 
-    /// The source failed: the last set stays, marked stale.
-    pub fn failed(&self, why: String) {
+    /// The source failed: the last set stays, marked stale. An empty answer that is held loses its witness: it must come
+    /// again to be believed.
+    pub fn failed(&self, why: String, now: Moment) {
         let mut control = self.control.lock();
+        self.let_go(&mut control);
         if control.stale.as_ref() != Some(&why) {
             tracing::warn!(service = &*self.name, source = control.source, why, "discovery failed");
         }
-        control.stale = Some(why);
+        control.stale = Some(why.clone());
+        control.errors += 1;
+        control.last_error = Some((why, now));
+        self.metrics.stale.set(1);
         self.metrics.failures.inc();
     }
 
@@ -324,6 +353,9 @@ impl Cluster {
             let mut control = self.control.lock();
             control.source = discover.describe();
             control.stale = None;
+            self.metrics.stale.set(0);
+            // What the last source said is none of this one's business.
+            self.let_go(&mut control);
         }
         let initial = discover.initial();
         if !initial.is_empty() {
@@ -360,6 +392,11 @@ impl Cluster {
             source: control.source.clone(),
             age_ms: control.updated.map(|at| millis(now.since(at))),
             stale: control.stale.clone(),
+            errors: control.errors,
+            last_error: control
+                .last_error
+                .as_ref()
+                .map(|(why, at)| ErrorView { why: why.clone(), age_ms: millis(now.since(*at)) }),
             generation: members.generation,
             endpoints: members.endpoints.iter().map(|e| EndpointView::of(e, now)).collect(),
         }
@@ -372,7 +409,7 @@ async fn follow(cluster: Weak<Cluster>, discover: Arc<dyn Discover>, mut replace
         let Some(cluster) = reported.upgrade() else { return };
         match answer {
             Ok(found) => cluster.update(&found, now()),
-            Err(why) => cluster.failed(why),
+            Err(why) => cluster.failed(why, now()),
         }
     }));
     let Some(watch) = discover.watch(report) else { return };
@@ -406,10 +443,24 @@ pub struct ClusterView {
     /// Why the set may be out of date.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stale: Option<String>,
+    /// Failed questions to it so far.
+    pub errors: u64,
+    /// The last of them, also when it answered since.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<ErrorView>,
     /// Changes so far.
     pub generation: u64,
     /// All of them.
     pub endpoints: Vec<EndpointView>,
+}
+
+/// A failed question to discovery.
+#[derive(Clone, Debug, Serialize)]
+pub struct ErrorView {
+    /// What was wrong.
+    pub why: String,
+    /// How long ago.
+    pub age_ms: u64,
 }
 
 /// An endpoint as `/endpoints` shows it.

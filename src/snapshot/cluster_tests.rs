@@ -93,11 +93,46 @@ fn an_empty_answer_is_held_and_then_believed() {
 fn a_failure_keeps_the_set_and_says_so() {
     let c = cluster();
     c.update(&found(&[1]), Moment(SECOND));
-    c.failed("SERVFAIL".into());
+    c.failed("SERVFAIL".into(), Moment(2 * SECOND));
     let view = serde_json::to_value(c.view(Moment(3 * SECOND))).expect("a view is JSON");
     assert_eq!((&view["stale"], &view["age_ms"]), (&"SERVFAIL".into(), &2000.into()));
     assert_eq!(view["endpoints"][0]["address"], "10.0.0.1:80");
     assert!(pick(&c, 3 * SECOND).is_some());
+    c.update(&found(&[1]), Moment(4 * SECOND));
+    let view = serde_json::to_value(c.view(Moment(4 * SECOND))).expect("a view is JSON");
+    assert!(view["stale"].is_null(), "it answered since");
+    assert_eq!((&view["errors"], &view["last_error"]["why"]), (&1.into(), &"SERVFAIL".into()));
+    assert_eq!(view["last_error"]["age_ms"], 2000);
+}
+
+#[test]
+fn an_empty_answer_of_a_source_that_then_fails_is_not_believed() {
+    let c = cluster();
+    c.update(&found(&[1]), Moment(SECOND));
+    c.update(&[], Moment(10 * SECOND));
+    c.failed("gone".into(), Moment(20 * SECOND));
+    c.expire(Moment(99 * SECOND));
+    assert_eq!(set(&c).len(), 1, "its last word before it failed proves nothing");
+    c.update(&[], Moment(100 * SECOND));
+    c.expire(Moment(129 * SECOND));
+    assert_eq!(set(&c).len(), 1);
+    c.expire(Moment(130 * SECOND));
+    assert!(set(&c).is_empty());
+}
+
+#[test]
+fn another_with_the_same_address_is_another() {
+    let c = cluster();
+    let pod = |uid: &str| vec![Found { identity: Some(uid.into()), ..found(&[1]).remove(0) }];
+    c.update(&pod("a"), Moment(SECOND));
+    let first = set(&c).remove(0);
+    first.state.tries.store(7, Relaxed);
+    c.update(&pod("a"), Moment(2 * SECOND));
+    assert!(Arc::ptr_eq(&first, &set(&c)[0]));
+    c.update(&pod("b"), Moment(3 * SECOND));
+    let second = set(&c).remove(0);
+    assert_eq!((second.address.clone(), second.state.tries.load(Relaxed)), (first.address.clone(), 0));
+    assert!(first.state.draining.load(Relaxed) && !second.state.draining.load(Relaxed));
 }
 
 #[test]

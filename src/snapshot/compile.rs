@@ -10,7 +10,8 @@ use onehop_filters::contract::entry::CheckTls;
 use onehop_filters::contract::metrics::Registry;
 use onehop_filters::contract::principal::{Consumer, Plan as ConsumerPlan};
 use onehop_filters::contract::{
-    Build, ConfigError, Directory, Entry, Filter, Held, Node, Phase, Role, RouteInfo, RouteView, ServiceId, Span,
+    Build, ConfigError, Directory, Entry, Filter, Held, Node, Phase, Role, RouteInfo, RouteView, ServiceId, Shown,
+    ShownPath, Span, Surface,
 };
 
 use rustls_pki_types::ServerName;
@@ -24,7 +25,7 @@ use super::split::Split;
 use super::{Action, Fallback, Link, Listener, Route, Snapshot, Target};
 use crate::config::plan::{self, Plan};
 use crate::observe::access_log::AccessLog;
-use crate::observe::metrics::{EngineMetrics, RouteMetrics, ServiceMetrics};
+use crate::observe::metrics::{EngineMetrics, RouteMetrics, ServiceMetrics, TcpMetrics};
 use crate::observe::spans::Tracer;
 use crate::route::{RouteSpec, Table};
 use crate::upstream::passthrough::Passthrough;
@@ -50,9 +51,10 @@ pub struct Compiler<'a, 'e> {
 /// Everything that is wrong with it, each with its place.
 pub fn compile(compiler: &mut Compiler<'_, '_>, plan: &Plan, generation: u64) -> Result<Snapshot, Vec<ConfigError>> {
     let mut errors = Vec::new();
-    let directory = directory(compiler, plan, &mut errors);
+    let mut directory = directory(compiler, plan, &mut errors);
     let targets = targets(compiler, plan, &directory, &mut errors);
     let mut routes = routes(compiler, plan, &directory, &mut errors);
+    directory.surfaces = Vec::new();
     let own = if errors.is_empty() { own_paths::add(compiler, plan, &directory, &mut routes) } else { Vec::new() };
     let mut listeners = listeners(plan, &own, &mut errors);
     pass_through(compiler, plan, &directory, &mut routes, &mut listeners);
@@ -62,7 +64,7 @@ pub fn compile(compiler: &mut Compiler<'_, '_>, plan: &Plan, generation: u64) ->
     let incoming = listeners.iter().any(Listener::is_outbound).then(|| {
         compiler.build(plan, &directory, "carry".to_owned(), plan.span).keep("incoming", "", Incoming::default)
     });
-    let incoming = incoming.filter(|_| plan.routes.iter().any(|route| route.inherit_deadline));
+    let incoming = incoming.filter(|_| plan.routes.iter().any(|route| route.inherit_deadline || route.carry_identity));
     let (Some((access_log, tracer)), true) = (logs, errors.is_empty()) else { return Err(errors) };
     Ok(Snapshot {
         generation,
@@ -78,6 +80,7 @@ pub fn compile(compiler: &mut Compiler<'_, '_>, plan: &Plan, generation: u64) ->
         overload,
         lifecycle: plan.lifecycle.clone(),
         directory,
+        carries_identity: incoming.is_some() && plan.routes.iter().any(|route| route.carry_identity),
         incoming,
     })
 }
@@ -103,8 +106,15 @@ fn directory(compiler: &mut Compiler<'_, '_>, plan: &Plan, errors: &mut Vec<Conf
     // Services are compiled in the order of their names.
     let services = plan.services.keys().cloned().zip((0..).map(ServiceId)).collect();
     let http1 = plan.routes.iter().filter_map(|route| Some((route.name.to_string(), http1(plan, route)?)));
-    let mut directory =
-        Directory { services, http1: http1.collect(), state: plan.state.clone(), ..Directory::default() };
+    let mut directory = Directory {
+        services,
+        http1: http1.collect(),
+        zone: plan.zone.clone(),
+        state: plan.state.clone(),
+        ..Directory::default()
+    };
+    directory.listeners = plan.listeners.keys().cloned().collect();
+    directory.surfaces = surfaces(compiler.entries, plan);
     for (name, p) in &plan.plans {
         let made = ConsumerPlan { name: name.as_str().into(), priority: p.priority, sections: p.sections.clone() };
         directory.plans.insert(name.clone(), Arc::new(made));
@@ -141,10 +151,37 @@ fn directory(compiler: &mut Compiler<'_, '_>, plan: &Plan, errors: &mut Vec<Conf
     directory
 }
 
+/// Routes that say something about themselves, or answer by themselves.
+fn surfaces(entries: &[Entry], plan: &Plan) -> Vec<Surface> {
+    let shows = |key: &str| entries.iter().any(|e| e.name == key && matches!(e.role, Role::Answer(_) | Role::Note(_)));
+    let any = plan::Match::default();
+    let shown = |m: &plan::Match| Shown {
+        path: match &m.path {
+            None => ShownPath::Any,
+            Some(plan::PathMatch::Exact(path)) => ShownPath::Exact(path.clone()),
+            Some(plan::PathMatch::Prefix(path)) => ShownPath::Prefix(path.clone()),
+            Some(plan::PathMatch::Regex(path)) => ShownPath::Regex(path.clone()),
+        },
+        methods: m.methods.clone(),
+    };
+    let routes = plan.routes.iter().filter(|route| route.filters.iter().any(|(key, _)| shows(key)));
+    let surface = |route: &plan::Route| Surface {
+        name: route.name.clone(),
+        listeners: route.listeners.clone(),
+        hosts: route.hosts.clone(),
+        matches: match route.matches.as_slice() {
+            [] => vec![shown(&any)],
+            matches => matches.iter().map(shown).collect(),
+        },
+        sections: route.filters.clone(),
+    };
+    routes.map(surface).collect()
+}
+
 /// A service of the route that only speaks HTTP/1.1.
 fn http1(plan: &Plan, route: &plan::Route) -> Option<String> {
     let plan::Action::Forward(to) = &route.action else { return None };
-    let mut names = to.iter().map(|(name, _)| name);
+    let mut names = to.iter().map(|callee| &callee.service);
     let found = names.find(|name| plan.services.get(*name).is_some_and(|s| s.protocol == plan::Protocol::H1))?;
     Some(found.clone())
 }
@@ -198,7 +235,20 @@ fn target(
         plan::Fallback::Respond(canned) => Some(Fallback::Respond(canned.clone())),
         plan::Fallback::Service(name) => position(plan, name).map(Fallback::Target),
     });
-    Ok(Target { service: made, upstream, fallback, metrics: ServiceMetrics::new(&metrics, &service.name) })
+    let tcp = gets_connections(plan, &service.name).then(|| TcpMetrics::new(&metrics, &service.name));
+    Ok(Target { service: made, upstream, fallback, metrics: ServiceMetrics::new(&metrics, &service.name), tcp })
+}
+
+/// Whether a TCP listener passes connections to the service, or does when another fails.
+fn gets_connections(plan: &Plan, service: &str) -> bool {
+    let falls_back_here = |name: &String| {
+        let fallback = plan.services.get(name).and_then(|s| s.fallback.as_ref());
+        matches!(fallback, Some(plan::Fallback::Service(other)) if other == service)
+    };
+    plan.routes.iter().filter(|route| route.tcp).any(|route| match &route.action {
+        plan::Action::Forward(to) => to.iter().any(|to| to.service == *service || falls_back_here(&to.service)),
+        _ => false,
+    })
 }
 
 /// Services are compiled in the order of their names; a position is the rank of the name.
@@ -250,10 +300,12 @@ fn connections(
         tls: tls.map(|(tls, _)| tls.clone()),
         connect_timeout: service.connect_timeout,
         pool_idle: service.pool_idle,
+        proxy_protocol: service.proxy_protocol,
         default_name: default_name(&service.discover.1).and_then(|n| ServerName::try_from(n).ok()),
         ..upstream::Settings::new(service.name.clone())
     };
-    let shape = format!("{:?} {}", service.protocol, tls.map_or("", |(_, shape)| shape));
+    let spoken = (service.protocol, service.proxy_protocol);
+    let shape = format!("{spoken:?} {}", tls.map_or("", |(_, shape)| shape));
     let kept = build.keep("upstream", &shape, || Upstream::new(settings.clone()));
     let adjusted = kept.clone();
     build.at_publish(move || adjusted.adjust(settings));
@@ -268,7 +320,8 @@ fn routes(
 ) -> Vec<Route> {
     let mut routes = Vec::with_capacity(plan.routes.len());
     for route in &plan.routes {
-        let made = chain(compiler, plan, directory, route);
+        // Filters know requests.
+        let made = if route.tcp { Ok((Box::default(), 0)) } else { chain(compiler, plan, directory, route) };
         let action = action(plan, route).map_err(|e| errors.push(e)).ok();
         match made {
             Ok((chain, known)) => {
@@ -294,6 +347,7 @@ fn routes(
                     idle_timeout: route.idle_timeout,
                     body_limit: route.body_limit,
                     inherit_deadline: route.inherit_deadline,
+                    carry_identity: route.carry_identity,
                     known,
                     action,
                     metrics: RouteMetrics::new(compiler.metrics, &route.name),
@@ -334,7 +388,8 @@ fn action(plan: &Plan, route: &plan::Route) -> Result<Action, ConfigError> {
     Ok(match &route.action {
         plan::Action::Forward(to) => {
             let targets: Vec<(usize, u32)> = callees(plan, to).map(|(service, weight)| (service.0, weight)).collect();
-            let split = Split::new(&targets);
+            let edits = to.iter().filter_map(|c| Some((position(plan, &c.service)?, c.edits.clone()?)));
+            let split = Split::new(&targets).edited(edits);
             Action::Forward(match &route.sticky {
                 Some(sticky) => split.sticky(sticky, to)?,
                 None => split,
@@ -342,12 +397,14 @@ fn action(plan: &Plan, route: &plan::Route) -> Result<Action, ConfigError> {
         }
         plan::Action::Redirect(redirect) => Action::Redirect(Box::new(redirect.clone())),
         plan::Action::Respond(canned) => Action::Respond(canned.clone()),
+        // Its chain never ends without an answer.
+        plan::Action::Filter => Action::Nothing,
     })
 }
 
 /// The services of a split, by position.
-fn callees<'a>(plan: &'a Plan, to: &'a [(String, u32)]) -> impl Iterator<Item = (ServiceId, u32)> + 'a {
-    to.iter().filter_map(|(name, weight)| Some((ServiceId(position(plan, name)?), *weight)))
+fn callees<'a>(plan: &'a Plan, to: &'a [plan::Callee]) -> impl Iterator<Item = (ServiceId, u32)> + 'a {
+    to.iter().filter_map(|callee| Some((ServiceId(position(plan, &callee.service)?), callee.weight)))
 }
 
 /// Builds the filters of a route in the order of their phases, which is not the user's to get wrong. Also how many of
@@ -361,19 +418,30 @@ fn chain(
     let keys: Vec<&str> = route.filters.iter().map(|(k, _)| k.as_str()).collect();
     let view = RouteView { name: &route.name, keys: &keys };
     let mut found: Vec<(Phase, &'static str, Arc<dyn Filter>)> = Vec::new();
+    let mut last: Option<(&'static str, Arc<dyn Filter>)> = None;
     let mut errors = Vec::new();
     let entries = compiler.entries;
     for entry in entries {
-        let Role::Api { phase, implied, build } = entry.role else { continue };
         let section = route.filters.iter().find(|(k, _)| k == entry.name).map(|(_, node)| node);
-        if section.is_none() && !implied(&view, directory) {
+        let span = section.map_or(route.span, |n| n.span);
+        let wanted = match entry.role {
+            Role::Api { implied, .. } => section.is_some() || implied(&view, directory),
+            Role::Answer(_) | Role::Note(_) => section.is_some(),
+            _ => false,
+        };
+        if !wanted {
             continue;
         }
-        let span = section.map_or(route.span, |n| n.span);
-        match build(section, &mut compiler.build(plan, directory, format!("routes.{}", route.name), span)) {
-            Ok(filter) => found.push((phase, entry.name, filter)),
-            Err(e) => errors.push(e),
-        }
+        let build = &mut compiler.build(plan, directory, format!("routes.{}", route.name), span);
+        let made = match (entry.role, section) {
+            (Role::Api { phase, build: make, .. }, section) => {
+                make(section, build).map(|filter| found.push((phase, entry.name, filter)))
+            }
+            (Role::Answer(make), Some(section)) => make(section, build).map(|filter| last = Some((entry.name, filter))),
+            (Role::Note(judge), Some(section)) => judge(section, build),
+            _ => Ok(()),
+        };
+        errors.extend(made.err());
     }
     if !errors.is_empty() {
         return Err(errors);
@@ -381,22 +449,27 @@ fn chain(
     found.sort_by_key(|(phase, name, _)| (*phase, *name));
     let known = found.iter().filter(|(phase, ..)| *phase < Phase::Quota).count();
     let known = u16::try_from(known).expect("a route has no more filters than there are entries");
-    let links = found.into_iter().map(|(_, name, filter)| Link { name, response: filter.needs().response, filter });
+    let links = found.into_iter().map(|(_, name, filter)| (name, filter)).chain(last);
+    let links = links.map(|(name, filter)| Link { name, response: filter.needs().response, filter });
     Ok((links.collect(), known))
 }
 
 fn listeners(plan: &Plan, own: &[OwnPaths], errors: &mut Vec<ConfigError>) -> Vec<Listener> {
     let mut listeners = Vec::with_capacity(plan.listeners.len());
     for (name, listener) in &plan.listeners {
-        let mine = plan
-            .routes
-            .iter()
-            .zip(0u32..)
-            .filter(|(r, _)| r.listeners.as_ref().is_none_or(|names| names.iter().any(|n| n == name)));
-        let own = own.iter().filter(|own| own.is_on(name)).map(|own| (own.spec.clone(), own.route));
+        let mine = plan.routes.iter().zip(0u32..).filter(|(r, _)| match &r.listeners {
+            Some(names) => names.iter().any(|n| n == name),
+            // Every listener that takes requests.
+            None => listener.tcp.is_none(),
+        });
+        let own =
+            own.iter().filter(|own| listener.tcp.is_none() && own.is_on(name)).map(|own| (own.spec.clone(), own.route));
         let inherits = mine.clone().any(|(route, _)| route.inherit_deadline);
+        let carries = inherits || mine.clone().any(|(route, _)| route.carry_identity);
         match Table::build(mine.map(|(route, i)| (RouteSpec::from(route), i)).chain(own)) {
-            Ok(table) => listeners.push(Listener { plan: listener.clone(), table, stranger: None, inherits }),
+            Ok(table) => {
+                listeners.push(Listener { plan: listener.clone(), table, stranger: None, inherits, carries });
+            }
             Err(e) => errors.push(ConfigError::at(listener.span, e.to_string())),
         }
     }
@@ -442,6 +515,7 @@ pub(super) fn unrouted(metrics: &Arc<Registry>) -> Route {
         idle_timeout: None,
         body_limit: None,
         inherit_deadline: false,
+        carry_identity: false,
         action: Action::Nothing,
         metrics: RouteMetrics::new(metrics, &"".into()),
     }

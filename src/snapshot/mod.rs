@@ -19,7 +19,7 @@ use onehop_filters::contract::{Authenticator, Directory, Filter, RouteInfo};
 
 use crate::config::plan;
 use crate::observe::access_log::AccessLog;
-use crate::observe::metrics::{EngineMetrics, RouteMetrics, ServiceMetrics};
+use crate::observe::metrics::{EngineMetrics, RouteMetrics, ServiceMetrics, TcpMetrics};
 use crate::observe::spans::Tracer;
 use crate::route::Table;
 use crate::upstream::Upstream;
@@ -57,8 +57,10 @@ pub struct Snapshot {
     pub lifecycle: plan::Lifecycle,
     /// Names that filters refer to.
     pub directory: Directory,
-    /// Calls under way, where some route inherits their deadlines.
+    /// Calls under way, where some route takes anything over from them.
     pub incoming: Option<Arc<Incoming>>,
+    /// Whether some route takes over who the user is.
+    pub carries_identity: bool,
 }
 
 /// A listener as requests see it.
@@ -71,13 +73,15 @@ pub struct Listener {
     pub stranger: Option<u32>,
     /// Whether a route of it takes a deadline over from any caller.
     pub inherits: bool,
+    /// Whether a route of it takes anything over from an incoming call.
+    pub carries: bool,
 }
 
 impl Listener {
     /// Whether requests on it are calls that an application makes on behalf of others, not such others themselves.
     #[must_use]
     pub fn is_outbound(&self) -> bool {
-        self.plan.capture == Some(plan::Capture::Outbound) || (self.plan.mesh && self.inherits)
+        self.plan.capture == Some(plan::Capture::Outbound) || (self.plan.mesh && self.carries)
     }
 }
 
@@ -101,6 +105,8 @@ pub struct Route {
     pub body_limit: Option<u64>,
     /// Whether a caller's deadline is taken over from any peer. It can only shorten what the route allows.
     pub inherit_deadline: bool,
+    /// See [`crate::config::plan::Route::carry_identity`].
+    pub carry_identity: bool,
     /// What it does in the end.
     pub action: Action,
     /// Its handles.
@@ -141,6 +147,8 @@ pub struct Target {
     pub fallback: Option<Fallback>,
     /// Its handles.
     pub metrics: ServiceMetrics,
+    /// Those of its connections, if TCP listeners pass any to it.
+    pub tcp: Option<TcpMetrics>,
 }
 
 /// See [`plan::Fallback`].

@@ -25,6 +25,8 @@ pub struct Service {
     pub gates: Box<[Arc<dyn Gate>]>,
     /// Decides on another try.
     pub retry: Arc<dyn Retry>,
+    /// Whether it may send tries side by side: spares all other services the question.
+    pub hedges: bool,
 }
 
 /// Under which key a breaker shows itself.
@@ -60,6 +62,7 @@ impl Service {
             cluster,
             balance,
             gates: gates.into(),
+            hedges: retry.attempts() != 0 && (retry.hedge(true).is_some() || retry.hedge(false).is_some()),
             retry,
         };
         service.at_publish(plan, build, discover, check.map(|c| (c, check_tls)));

@@ -1,5 +1,7 @@
 //! Weighted choice of a target: by chance, or by what a request says about its caller.
 
+use std::sync::Arc;
+
 use http::{HeaderName, HeaderValue, header};
 use onehop_filters::contract::mesh::stable_hash;
 use onehop_filters::contract::{ConfigError, Expr, Found, Place, RequestCx};
@@ -13,7 +15,11 @@ pub struct Split {
     /// always: a configuration may have thousands of routes.
     targets: SmallVec<[(u32, u32); 2]>,
     sticky: Option<Box<Sticky>>,
+    /// Positions of targets with header edits of their own.
+    edits: Option<Box<Edited>>,
 }
+
+type Edited = Vec<(usize, Arc<plan::CalleeEdits>)>;
 
 /// The same caller, the same target.
 struct Sticky {
@@ -49,16 +55,30 @@ impl Split {
                 (total, u32::try_from(*i).expect("fewer than 2^32 services fit into memory"))
             })
             .collect();
-        Self { targets, sticky: None }
+        Self { targets, sticky: None, edits: None }
+    }
+
+    /// Edits header fields of what goes to, and comes from, some targets.
+    #[must_use]
+    pub fn edited(mut self, edits: impl Iterator<Item = (usize, Arc<plan::CalleeEdits>)>) -> Self {
+        let edits: Edited = edits.collect();
+        self.edits = (!edits.is_empty()).then(|| Box::new(edits));
+        self
+    }
+
+    /// The header edits of a target.
+    #[must_use]
+    pub fn edits(&self, target: usize) -> Option<&plan::CalleeEdits> {
+        self.edits.as_ref()?.iter().find(|(position, _)| *position == target).map(|(_, edits)| &**edits)
     }
 
     /// Binds callers to targets, which have these names and weights, in the order of [`Split::new`].
     ///
     /// # Errors
     /// What callers are told apart by is no expression.
-    pub fn sticky(mut self, plan: &plan::Sticky, targets: &[(String, u32)]) -> Result<Self, ConfigError> {
+    pub fn sticky(mut self, plan: &plan::Sticky, targets: &[plan::Callee]) -> Result<Self, ConfigError> {
         let by = By::compile(plan)?;
-        let targets = targets.iter().map(|(name, weight)| (*weight, stable_hash(&[name.as_bytes()]))).collect();
+        let targets = targets.iter().map(|to| (to.weight, stable_hash(&[to.service.as_bytes()]))).collect();
         self.sticky = Some(Box::new(Sticky { by, targets }));
         Ok(self)
     }

@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 use onehop_filters::contract::mesh::Address;
 use onehop_filters::contract::{Fault, Reason};
 use rustls_pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::client::TlsStream;
 
@@ -31,6 +31,8 @@ pub struct Dial {
     pub address: Address,
     /// ALPN.
     pub offer: Offer,
+    /// Written before anything else, TLS included; usually nothing.
+    pub preface: Vec<u8>,
 }
 
 /// An open connection.
@@ -53,7 +55,10 @@ impl tower::Service<Dial> for Dialer {
     fn call(&mut self, to: Dial) -> Self::Future {
         let Self { tls, name } = self.clone();
         Box::pin(async move {
-            let socket = connect(&to.address).await.map_err(|e| connect_failed(&e))?;
+            let mut socket = connect(&to.address).await.map_err(|e| connect_failed(&e))?;
+            if !to.preface.is_empty() {
+                socket.write_all(&to.preface).await.map_err(|e| connect_failed(&e))?;
+            }
             let raw = Raw { socket, written: 0 };
             let Some(tls) = tls else { return Ok(Dialed { wire: Wire::Plain(raw), h2: false }) };
             let name = tls.server_name(name.as_ref(), &to.address)?;
@@ -89,6 +94,15 @@ fn handshake_failed(e: &io::Error) -> Fault {
 enum Socket {
     Tcp(TcpStream),
     Unix(UnixStream),
+}
+
+impl Socket {
+    async fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Tcp(s) => s.write_all(bytes).await,
+            Self::Unix(s) => s.write_all(bytes).await,
+        }
+    }
 }
 
 /// The socket itself. Counts what left this host, which is what proves that a request never ran.
@@ -184,6 +198,18 @@ impl Wire {
         match self {
             Self::Plain(raw) => raw.written,
             Self::Tls(s) => s.get_ref().0.written,
+        }
+    }
+
+    /// Makes the coming close a reset, so that a stream that was cut does not look complete. Unix sockets have none.
+    pub fn reset_on_close(&self) {
+        let raw = match self {
+            Self::Plain(raw) => raw,
+            Self::Tls(s) => s.get_ref().0,
+        };
+        if let Socket::Tcp(tcp) = &raw.socket {
+            // The socket may be gone already; then there is nothing left to mark.
+            drop(tcp.set_zero_linger());
         }
     }
 

@@ -7,6 +7,8 @@ pub mod h1;
 mod h2;
 pub mod passthrough;
 mod pool;
+pub mod proxy_header;
+pub mod raw;
 pub mod tls;
 
 #[cfg(test)]
@@ -21,14 +23,15 @@ use http::uri::PathAndQuery;
 use http::{Method, StatusCode, Version};
 use onehop_filters::contract::mesh::Endpoint;
 use onehop_filters::contract::metrics::Registry;
-use onehop_filters::contract::{Body, Fault, Moment, Proof, Reason, now, worker};
+use onehop_filters::contract::{Body, Conn, Fault, Moment, Proof, Reason, now, worker};
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tower::ServiceExt;
 
-use crate::config::plan::Protocol;
+use crate::config::plan::{Protocol, SendProxy};
 use dial::{Dial, Dialed, Dialer};
 use pool::{Keep, Shard};
+use proxy_header::Client;
 use tls::{ClientTls, Offer};
 
 pub use pool::Connections;
@@ -53,6 +56,8 @@ pub struct Settings {
     pub head_limit: usize,
     /// Requests an HTTP/1 connection may carry.
     pub max_requests_per_connection: u64,
+    /// What each connection begins with. Connections are then kept for one client each.
+    pub proxy_protocol: Option<SendProxy>,
 }
 
 impl Settings {
@@ -69,6 +74,7 @@ impl Settings {
             max_idle_per_endpoint: 256,
             head_limit: 32 * 1024,
             max_requests_per_connection: u64::MAX,
+            proxy_protocol: None,
         }
     }
 
@@ -98,6 +104,8 @@ pub struct Head<'a> {
     pub upgrade: Option<&'a HeaderValue>,
     /// gRPC needs HTTP/2 even where nothing else asks for it.
     pub grpc: bool,
+    /// Who calls, for endpoints that are told by a PROXY header.
+    pub client: Option<&'a Conn>,
 }
 
 /// A response.
@@ -159,7 +167,7 @@ impl Upstream {
         }
         let shard = &self.shards[worker::shard() % self.shards.len()];
         let settings = shard.settings();
-        let way = Way { settings: &settings, shard, endpoint };
+        let way = Way::new(&settings, shard, endpoint, head.client);
         match way.version(head) {
             Speaks::H1 => way.h1(&mut None, head, body, informational).await,
             // Boxed, so that requests over HTTP/1 are not as large as the way over HTTP/2.
@@ -244,9 +252,29 @@ struct Way<'a> {
     settings: &'a Settings,
     shard: &'a Arc<Shard>,
     endpoint: &'a Arc<Endpoint>,
+    /// What its connections are kept under: the endpoint, and the client where each has its own.
+    key: u64,
+    client: Option<Client>,
 }
 
-impl Way<'_> {
+impl<'a> Way<'a> {
+    fn new(settings: &'a Settings, shard: &'a Arc<Shard>, endpoint: &'a Arc<Endpoint>, conn: Option<&Conn>) -> Self {
+        let way = Self { settings, shard, endpoint, key: endpoint.id, client: None };
+        if settings.proxy_protocol.is_none() {
+            return way;
+        }
+        // A call that a filter makes is nobody's: it has no connection.
+        let conn = conn.filter(|conn| conn.id != 0);
+        let client = conn.map(|conn| Client { source: conn.client, destination: conn.local });
+        way.told(client)
+    }
+
+    /// For a client whose address the endpoint is told: its connections carry nobody else's requests.
+    fn told(self, client: Option<Client>) -> Self {
+        let key = client.map_or(self.endpoint.id, |client| self.endpoint.id ^ client.key());
+        Self { key, client, ..self }
+    }
+
     fn version(&self, head: &Head<'_>) -> Speaks {
         match self.settings.protocol {
             Protocol::H1 => Speaks::H1,
@@ -254,7 +282,7 @@ impl Way<'_> {
             Protocol::Auto if head.grpc => Speaks::H2,
             // Whether an endpoint takes upgrades over HTTP/2 is known only after asking; HTTP/1 always can.
             Protocol::Auto if self.settings.tls.is_none() || head.upgrade.is_some() => Speaks::H1,
-            Protocol::Auto if self.shard.spoken(self.endpoint.id) == Some(false) => Speaks::H1,
+            Protocol::Auto if self.shard.spoken(self.key) == Some(false) => Speaks::H1,
             // Asked anew for every session: the endpoint may have changed.
             Protocol::Auto => Speaks::Alpn,
         }
@@ -272,7 +300,7 @@ impl Way<'_> {
         let streams = matches!(body, Body::Stream(_));
         let mut repeated = false;
         loop {
-            let idle = if fresh.is_some() || repeated { None } else { self.shard.checkout(self.endpoint.id) };
+            let idle = if fresh.is_some() || repeated { None } else { self.shard.checkout(self.key) };
             let (conn, reused, connect) = match idle {
                 Some(conn) => (conn, true, Duration::ZERO),
                 None => {
@@ -314,7 +342,7 @@ impl Way<'_> {
         let streams = matches!(body, Body::Stream(_));
         let mut repeated = false;
         loop {
-            let found = match self.shard.session(self.endpoint.id, false) {
+            let found = match self.shard.session(self.key, false) {
                 Some(session) => Found::Session(session, Duration::ZERO),
                 // Boxed: the rare way must not make every request's future as large as a handshake.
                 None => Box::pin(self.session(offer)).await?,
@@ -338,7 +366,7 @@ impl Way<'_> {
 
     /// Opens a session with room. One opens at a time: who waited for it finds it.
     async fn session(&self, offer: Offer) -> Result<Found, Fault> {
-        let id = self.endpoint.id;
+        let id = self.key;
         let from = now();
         let opening = self.shard.opening(id);
         let Ok(_turn) = tokio::time::timeout(self.settings.connect_timeout, opening.lock()).await else {
@@ -383,8 +411,10 @@ impl Way<'_> {
         let Settings { tls, default_name, connect_timeout, .. } = self.settings;
         let dialer = Dialer { tls: tls.clone(), name: default_name.clone() };
         let from = now();
-        let open = self.shard.open(self.endpoint.id);
-        let dialing = dialer.oneshot(Dial { address: self.endpoint.address.clone(), offer });
+        let open = self.shard.open(self.key, self.endpoint.id);
+        let preface = self.settings.proxy_protocol.map(|v| proxy_header::header(v, self.client.as_ref()));
+        let preface = preface.unwrap_or_default();
+        let dialing = dialer.oneshot(Dial { address: self.endpoint.address.clone(), offer, preface });
         let dialed = tokio::time::timeout(*connect_timeout, dialing).await.unwrap_or_else(|_| Err(too_slow()));
         let took = now().since(from);
         match dialed {

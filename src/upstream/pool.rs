@@ -40,6 +40,8 @@ pub(super) struct Keep {
 
 #[derive(Default)]
 struct Slot {
+    /// The endpoint, where the slot is one client's: then its key is another.
+    of: Option<u64>,
     idle: VecDeque<Box<Conn>>,
     sessions: Vec<Arc<Session>>,
     /// What ALPN chose last time: true = HTTP/2.
@@ -49,7 +51,7 @@ struct Slot {
     meter: Arc<AtomicUsize>,
 }
 
-/// Counts a connection as open for as long as it lives, and remembers its endpoint.
+/// Counts a connection as open for as long as it lives, and remembers what it is kept under.
 pub(super) struct Open {
     pub endpoint: u64,
     meter: Arc<AtomicUsize>,
@@ -132,10 +134,14 @@ impl Shard {
     }
 
     /// Begins to count a connection that is being opened.
-    pub fn open(&self, endpoint: u64) -> Open {
-        let meter = self.state.lock().slots.entry(endpoint).or_default().meter.clone();
+    pub fn open(&self, key: u64, endpoint: u64) -> Open {
+        let mut state = self.state.lock();
+        let slot = state.slots.entry(key).or_default();
+        slot.of = (key != endpoint).then_some(endpoint);
+        let meter = slot.meter.clone();
+        drop(state);
         meter.fetch_add(1, Relaxed);
-        Open { endpoint, meter }
+        Open { endpoint: key, meter }
     }
 
     /// What ALPN chose last time.
@@ -179,8 +185,15 @@ impl Shard {
 
     /// The endpoint is gone: idle connections close now, others after what they carry.
     pub fn forget(&self, endpoint: u64) {
-        let slot = self.state.lock().slots.remove(&endpoint);
-        drop(slot);
+        let mut state = self.state.lock();
+        let slot = state.slots.remove(&endpoint);
+        let of_clients: Vec<_> = if state.settings.proxy_protocol.is_some() {
+            state.slots.extract_if(|_, slot| slot.of == Some(endpoint)).collect()
+        } else {
+            Vec::new()
+        };
+        drop(state);
+        drop((slot, of_clients));
     }
 
     /// Closes what has been idle for too long.
@@ -195,12 +208,14 @@ impl Shard {
             }
             done.extend(slot.sessions.extract_if(.., |s| s.closed() || s.idle_for(at) >= idle));
         }
+        // Clients come and go; endpoints are told of by discovery.
+        state.slots.retain(|_, slot| slot.of.is_none() || slot.meter.load(Relaxed) > 0);
         drop(state);
     }
 
     pub fn count(&self, into: &mut std::collections::BTreeMap<u64, Connections>) {
-        for (endpoint, slot) in &self.state.lock().slots {
-            let sum = into.entry(*endpoint).or_default();
+        for (key, slot) in &self.state.lock().slots {
+            let sum = into.entry(slot.of.unwrap_or(*key)).or_default();
             sum.open += slot.meter.load(Relaxed);
             sum.idle += slot.idle.len();
             sum.h2 += slot.sessions.iter().filter(|s| !s.closed()).count();

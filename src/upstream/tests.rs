@@ -118,6 +118,7 @@ impl Ask {
             expect_continue: self.expect,
             upgrade: self.upgrade.as_ref(),
             grpc: self.grpc,
+            client: None,
         };
         up.send(&peer.endpoint, &head, body, informational).await
     }
@@ -389,6 +390,7 @@ async fn a_host_with_control_bytes_goes_nowhere() {
             expect_continue: false,
             upgrade: None,
             grpc: false,
+            client: None,
         };
         let fault = upstream().send(&peer.endpoint, &head, &mut Body::Empty, None).await.err().unwrap();
         assert_eq!(fault.reason, Reason::BadHost);

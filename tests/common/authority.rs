@@ -23,6 +23,13 @@ impl Authority {
         Self { issuer: Issuer::new(params, key), root }
     }
 
+    /// Its own certificate.
+    pub fn pem(&self) -> String {
+        use base64::Engine as _;
+        let body = base64::engine::general_purpose::STANDARD.encode(&self.root);
+        format!("-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n")
+    }
+
     /// Writes `name`.crt and `name`.key.
     pub fn issue(&self, dir: &Path, name: &str) -> (PathBuf, PathBuf) {
         let params = CertificateParams::new(vec!["localhost".to_owned()]).expect("a name");

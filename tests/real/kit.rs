@@ -1,9 +1,9 @@
 //! What the real-server tests share: tools that must exist, servers that end with their test, certificates.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStdin, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, SystemTime};
@@ -64,17 +64,24 @@ pub fn texts(output: &Output) -> (String, String) {
 /// A server process; ended with SIGTERM when dropped, then for good.
 pub struct Server {
     child: Child,
+    input: Option<ChildStdin>,
     lines: Arc<Mutex<Vec<String>>>,
 }
 
 impl Server {
     /// Starts it and keeps the lines of its standard output.
     pub fn start(command: &mut Command) -> Self {
-        let mut child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap_or_else(|e| panic!("{:?}: {e}", command.get_program()));
+        Self::spawn(command.stdin(Stdio::null()))
+    }
+
+    /// The same for one that is told what to do by lines on its standard input, see [`Server::tell`].
+    pub fn start_listening(command: &mut Command) -> Self {
+        Self::spawn(command.stdin(Stdio::piped()))
+    }
+
+    fn spawn(command: &mut Command) -> Self {
+        let mut child =
+            command.stdout(Stdio::piped()).spawn().unwrap_or_else(|e| panic!("{:?}: {e}", command.get_program()));
         let lines = Arc::new(Mutex::new(Vec::new()));
         let (out, kept) = (BufReader::new(child.stdout.take().expect("stdout is piped")), lines.clone());
         thread::spawn(move || {
@@ -82,7 +89,8 @@ impl Server {
                 kept.lock().expect("no panic under the lock").push(line);
             }
         });
-        Self { child, lines }
+        let input = child.stdin.take();
+        Self { child, input, lines }
     }
 
     /// As [`Server::start`], for a script that prints `port=N` once it listens on 127.0.0.1.
@@ -95,6 +103,12 @@ impl Server {
             port.is_some()
         });
         (server, SocketAddr::from((Ipv4Addr::LOCALHOST, port.expect("found"))))
+    }
+
+    /// Writes a line to its standard input.
+    pub fn tell(&mut self, line: &str) {
+        let input = self.input.as_mut().expect("a server that listens to its input");
+        writeln!(input, "{line}").expect("the server reads");
     }
 
     /// What it printed so far.

@@ -15,9 +15,9 @@ pub struct Config {
     pub by: Vec<Spot<String>>,
     /// Also keeps answers marked `private`. Needs `by`. Default false.
     pub private: Option<Spot<bool>>,
-    /// How long answers stay fresh that say nothing about it themselves. Default 0s: they are not kept.
-    #[serde(default = "zero")]
-    pub default_ttl: Duration,
+    /// How long answers stay fresh that say nothing about it themselves, in whole seconds. Default 0s: they are not kept.
+    #[schemars(extend("default" = "0s"))]
+    pub default_ttl: Option<Spot<Duration>>,
     /// For how long a stale answer may stand in for a failure (5xx, no endpoint), where the answer itself does not say
     /// (RFC 5861). Default 0s.
     #[serde(default = "zero")]

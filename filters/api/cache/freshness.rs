@@ -41,6 +41,7 @@ impl Asked {
         } else {
             kept.remove(AUTHORIZATION);
         }
+        plain(kept);
         if rules.ignore_request {
             kept.remove(CACHE_CONTROL);
             kept.remove(PRAGMA);
@@ -97,6 +98,7 @@ impl Freshness {
                 response.headers_mut().append(&name, value.clone());
             }
         }
+        plain(response.headers_mut());
         let silent = directive(headers, "max-age").is_none()
             && directive(headers, "s-maxage").is_none()
             && directive(headers, "no-cache").is_none()
@@ -195,6 +197,25 @@ fn varied(asked: &Asked, response: &HeaderMap) -> HeaderMap {
 fn vary(headers: &HeaderMap) -> impl Iterator<Item = HeaderName> + '_ {
     let names = headers.get_all(VARY).iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(','));
     names.filter_map(|name| HeaderName::try_from(name.trim()).ok())
+}
+
+/// Puts what may be written in many ways as it is judged: directives in lower case (RFC 9111 section 5.2), and an `Age`
+/// that is not one number of seconds as an age beyond any freshness (section 5.1: in doubt an answer is stale).
+fn plain(headers: &mut HeaderMap) {
+    if headers.get_all(CACHE_CONTROL).iter().any(|line| line.as_bytes().iter().any(u8::is_ascii_uppercase)) {
+        let lines: Vec<HeaderValue> = headers.get_all(CACHE_CONTROL).iter().cloned().collect();
+        headers.remove(CACHE_CONTROL);
+        for line in lines {
+            if let Ok(lower) = HeaderValue::try_from(line.as_bytes().to_ascii_lowercase()) {
+                headers.append(CACHE_CONTROL, lower);
+            }
+        }
+    }
+    let mut ages = headers.get_all(AGE).iter();
+    let first = ages.next().map(|age| !age.is_empty() && age.as_bytes().iter().all(u8::is_ascii_digit));
+    if first == Some(false) || ages.next().is_some() {
+        headers.insert(AGE, HeaderValue::from_static("2147483648"));
+    }
 }
 
 /// The value of a `Cache-Control` directive; empty if it has none.

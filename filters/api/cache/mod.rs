@@ -11,7 +11,7 @@ use std::fmt::Write;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use http::header::{AGE, IF_MODIFIED_SINCE, IF_NONE_MATCH, RANGE};
+use http::header::{AGE, CONTENT_LOCATION, IF_MODIFIED_SINCE, IF_NONE_MATCH, LOCATION, RANGE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
 use http_body::Body as _;
 use tokio::sync::watch;
@@ -107,6 +107,13 @@ fn build(node: Option<&Node>, build: &mut Build<'_>) -> Result<Arc<dyn Filter>, 
         return Err(ConfigError::at(config.memory.map_or(node.span, |m| m.span), "`memory` is smaller than one entry")
             .help("raise `memory` or lower `maxEntry`"));
     }
+    if let Some(ttl) = config.default_ttl.as_ref().filter(|ttl| ttl.value.0.subsec_nanos() != 0) {
+        return Err(ConfigError::at(
+            ttl.span,
+            format!("`defaultTtl` is {}: freshness counts in whole seconds", ttl.value),
+        )
+        .help("write `1s` or more, or `0s` to keep no answer that says nothing"));
+    }
     let purge = config.purge.as_ref().map(|rule| Expr::condition(&rule.value, rule.span)).transpose()?;
     let largest = config.max_entry.0;
     let parts: Vec<&str> = config.by.iter().map(|by| by.value.as_str()).collect();
@@ -122,7 +129,7 @@ fn build(node: Option<&Node>, build: &mut Build<'_>) -> Result<Arc<dyn Filter>, 
         by,
         rules: Rules {
             private: config.private.is_some_and(|private| private.value),
-            default_ttl: config.default_ttl.0,
+            default_ttl: config.default_ttl.map_or(Duration::ZERO, |ttl| ttl.value.0),
             stale_if_error: config.stale_if_error.0,
             stale_while_revalidate: config.stale_while_revalidate.0,
             ignore_request: config.ignore_request_directives,
@@ -183,7 +190,10 @@ impl Filter for Cache {
         match rq.scratch.take::<Pending>() {
             Some(Pending::Fetch(fetch)) => self.fetched(rq, rs, *fetch),
             Some(Pending::Forget(resource)) if rs.origin == Origin::Upstream && !failed(rs.status) => {
-                self.store.purge(|key| of(key) == resource);
+                // What the answer names has changed with it (RFC 9111 section 4.4).
+                let named = [LOCATION, CONTENT_LOCATION].into_iter().filter_map(|name| rs.headers.get(name));
+                let named: Vec<String> = named.filter_map(|place| same_origin(rq, place)).collect();
+                self.store.purge(|key| of(key) == resource || named.iter().any(|other| of(key) == other));
                 self.counters.bytes.set(self.store.weight().cast_signed());
             }
             Some(Pending::Bypass(why)) => {
@@ -357,6 +367,28 @@ fn identified(rq: &RequestCx) -> bool {
 fn resource(rq: &RequestCx) -> String {
     let scheme = if rq.https { "https" } else { "http" };
     format!("{scheme}://{}{}", rq.authority, rq.target)
+}
+
+/// The resource that an answer names, if its origin is that of the request: no other may be touched.
+fn same_origin(rq: &RequestCx, place: &HeaderValue) -> Option<String> {
+    let place = place.to_str().ok()?;
+    let place = place.split('#').next().unwrap_or_default();
+    let scheme = if rq.https { "https" } else { "http" };
+    let target = match place.split_once("://") {
+        Some((named, rest)) => {
+            let (authority, _) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+            let upstream = rq.upstream_host.as_ref().and_then(|host| host.to_str().ok());
+            let ours = authority.eq_ignore_ascii_case(rq.authority.as_str()) || Some(authority) == upstream;
+            let ours = ours && named.eq_ignore_ascii_case(scheme);
+            ours.then(|| &rest[authority.len()..])?.to_owned()
+        }
+        None if place.starts_with("//") => return None,
+        None if place.starts_with('/') => place.to_owned(),
+        // Relative to the folder of the request's own path; what climbs out of it is found by its full path only.
+        None => format!("{}{place}", rq.path().rsplit_once('/').map_or("/", |(folder, _)| &rq.path()[..=folder.len()])),
+    };
+    let target = if target.starts_with('/') { target } else { format!("/{target}") };
+    Some(format!("{scheme}://{}{target}", rq.authority))
 }
 
 /// The resource of a key.

@@ -16,7 +16,14 @@ use crate::contract::{Body, Buffered, Call, RequestCx, ServiceId, now};
 /// How long a fetch behind the caller's back may take.
 const PATIENCE: Duration = Duration::from_secs(15);
 /// Fields of a 304 that say nothing about the kept body (RFC 9111 section 3.2).
-const OF_THE_BODY: [http::HeaderName; 3] = [CONTENT_LENGTH, CONTENT_ENCODING, CONTENT_RANGE];
+const OF_THE_BODY: [http::HeaderName; 6] = [
+    CONTENT_LENGTH,
+    CONTENT_ENCODING,
+    CONTENT_RANGE,
+    ETAG,
+    http::HeaderName::from_static("content-md5"),
+    http::HeaderName::from_static("content-digest"),
+];
 
 /// Makes a request ask only for what changed since the kept answer (RFC 9111 section 4.3.1).
 pub fn conditions(request: &mut HeaderMap, kept: &HeaderMap) {

@@ -296,3 +296,72 @@ fn memory_is_bounded() {
     }
     assert!(store.weight() > 1 << 19, "and used");
 }
+
+/// What the public tests of HTTP caches found, each in a few lines.
+#[tokio::test]
+async fn in_doubt_an_answer_is_stale() {
+    for (name, age, kept) in [
+        ("one number", vec!["0"], true),
+        ("a word", vec!["abc"], false),
+        ("negative", vec!["-1"], false),
+        ("a fraction", vec!["1.0"], false),
+        ("two on a line", vec!["0, 0"], false),
+        ("two lines", vec!["0", "0"], false),
+        ("nothing", vec![""], false),
+        ("with a parameter", vec!["0;x=1"], false),
+    ] {
+        let cache = cache(json!({}));
+        let answer = |_: &RequestCx| {
+            let mut rs = upstream(&[(CACHE_CONTROL, "max-age=60"), (ETAG, "\"a\"")], "x");
+            for age in &age {
+                rs.headers.append(AGE, HeaderValue::from_static(age));
+            }
+            rs
+        };
+        ask(&cache, request("GET", "/"), answer).await;
+        assert_eq!(!ask(&cache, request("GET", "/"), answer).await.called, kept, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn directives_have_no_case() {
+    let cache = cache(json!({}));
+    let answer = |_: &RequestCx| upstream(&[(CACHE_CONTROL, "Max-Age=60, No-CaChE"), (ETAG, "\"a\"")], "x");
+    ask(&cache, request("GET", "/"), answer).await;
+    assert!(ask(&cache, request("GET", "/"), answer).await.called);
+}
+
+#[tokio::test]
+async fn a_304_says_nothing_of_the_kept_body() {
+    let cache = cache(json!({}));
+    ask(&cache, request("GET", "/"), |_| upstream(&[(CACHE_CONTROL, "max-age=0"), (ETAG, "\"a\"")], "x")).await;
+    ask(&cache, request("GET", "/"), |_| {
+        let mut rs = upstream(&[(CACHE_CONTROL, "max-age=60"), (ETAG, "\"b\"")], "");
+        rs.status = StatusCode::NOT_MODIFIED;
+        rs
+    })
+    .await;
+    let mut rq = request("GET", "/");
+    rq.headers.insert(IF_NONE_MATCH, HeaderValue::from_static("\"a\""));
+    assert_eq!(ask(&cache, rq, never).await.code, 304, "the kept body is still `a`");
+}
+
+#[tokio::test]
+async fn what_an_answer_names_has_changed_too() {
+    for (name, place, gone) in [
+        (LOCATION, "/a/b", true),
+        (CONTENT_LOCATION, "/a/b#top", true),
+        (LOCATION, "b", true),
+        (LOCATION, "http://api.example.com:8443/a/b", true),
+        (LOCATION, "http://other.example.com/a/b", false),
+        (LOCATION, "https://api.example.com:8443/a/b", false),
+        (LOCATION, "//api.example.com:8443/a/b", false),
+        (LOCATION, "/a/c", false),
+    ] {
+        let cache = cache(json!({}));
+        ask(&cache, request("GET", "/a/b"), |_| upstream(&[(CACHE_CONTROL, "max-age=60")], "old")).await;
+        ask(&cache, request("POST", "/a/list"), |_| upstream(&[(name.clone(), place)], "")).await;
+        let next = ask(&cache, request("GET", "/a/b"), |_| upstream(&[], "new")).await;
+        assert_eq!(next.called, gone, "{name}: {place}");
+    }
+}

@@ -12,7 +12,8 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 
-use self::core::{Escape, Facts, NAMES, Template, Which, prefers_html};
+use self::core::{Escape, Facts, NAMES, Template, Which};
+use crate::api::accept::prefers_html;
 use crate::contract::filter::{Filter, Needs, Step};
 use crate::contract::section::{Value, suggest};
 use crate::contract::{

@@ -3,24 +3,18 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use foldhash::fast::FixedState;
 use parking_lot::Mutex;
 
-use super::core::{Meter, Rate};
+use super::core::{MOVED, Meter, Rate};
 use super::saved::{Form, Persist, Table};
+use super::slots::{Bounds, Slots};
 use crate::api::caller::{Id, Key};
 use crate::contract::metrics::{Counter, Gauge};
 use crate::contract::{Moment, now};
 
 const SHARDS: usize = 64;
-
-type Shard = HashMap<Key, Cell, FixedState>;
-
-struct Cell {
-    value: AtomicU64,
-    /// Its caller, for what is saved.
-    id: Id,
-}
+/// Of a cell that stands in no table.
+const STAYS: &str = "only cells of tables move";
 
 /// What cells are counted by.
 #[derive(Clone)]
@@ -33,16 +27,14 @@ pub struct Tracks {
 
 /// Cells by key. Lives on across reloads.
 pub struct Cells {
-    /// Workers contend for a shard only when they serve keys of one shard at the same moment, and for a look-up and one
-    /// compare-and-swap at most; never over a wait.
-    shards: Box<[Mutex<Shard>]>,
+    /// A caller that is known is found and charged without a lock: one pointer, a look or two, one compare-and-swap.
+    shards: Box<[Slots]>,
     /// Of [`Key::ALL`]: reached without a lock.
     all: AtomicU64,
     per_shard: usize,
     /// The rate the cells were last charged at; `None` for a calendar. Contended by reloads and saves only.
     rate: Mutex<Option<Rate>>,
-    /// What an earlier process counted and nobody has asked for yet. Contended as `shards`, and only on first sight of a
-    /// caller.
+    /// What an earlier process counted and nobody has asked for yet. Contended only on first sight of a caller.
     earlier: Mutex<HashMap<Id, u64>>,
     tracks: Tracks,
 }
@@ -53,8 +45,10 @@ impl Cells {
         // Few keys in one shard, so that the bound is exact where it is small.
         let shards = if max_keys < 64 * SHARDS { 1 } else { SHARDS };
         let mut earlier = saved.live(rate);
+        // A file may say anything.
+        earlier.values_mut().for_each(|value| *value = (*value).min(MOVED - 1));
         Self {
-            shards: (0..shards).map(|_| Mutex::default()).collect(),
+            shards: (0..shards).map(|_| Slots::default()).collect(),
             all: AtomicU64::new(earlier.remove(&Id::default()).unwrap_or(0)),
             per_shard: max_keys.div_ceil(shards).max(1),
             rate: Mutex::new(rate),
@@ -63,50 +57,49 @@ impl Cells {
         }
     }
 
-    /// Acts on the cell of a key, which is made at first use. `id`: the key's caller, asked for only then.
-    pub fn with<T>(&self, key: Key, meter: Meter, id: impl FnOnce() -> Id, act: impl FnOnce(&AtomicU64) -> T) -> T {
+    /// Acts on the cell of a key, which is made at first use. `id`: the key's caller, asked for only then. The act gives
+    /// `None` for a cell that is [`MOVED`], and is then asked again.
+    pub fn with<T>(&self, key: Key, meter: Meter, id: impl FnOnce() -> Id, act: impl Fn(&AtomicU64) -> Option<T>) -> T {
+        if key == Key::ALL {
+            return act(&self.all).expect(STAYS);
+        }
+        let shard = self.shard(key);
+        if let Some(given) = shard.find(key, &act) {
+            return given;
+        }
+        // Not under the lock: it may take an expression and a digest.
+        let id = id();
+        let bounds = Bounds { most: self.per_shard, is_full: |v: u64| meter.is_full(v), debt: |v: u64| meter.debt(v) };
+        let earlier = || self.earlier.lock().remove(&id).unwrap_or(0);
+        let entered = shard.enter((key, id), bounds, earlier, act);
+        let gone = i64::try_from(entered.forgotten).unwrap_or(0);
+        if entered.new && gone != 1 {
+            self.tracks.keys.add(1 - gone);
+        }
+        if entered.evicted {
+            self.tracks.evicted.inc();
+        }
+        entered.given
+    }
+
+    /// Acts on the cell of a key, or on what it would be.
+    pub fn look<T>(&self, key: Key, id: impl FnOnce() -> Id, act: impl Fn(&AtomicU64) -> Option<T>) -> T {
+        self.amend(key, &act).unwrap_or_else(|| {
+            let earlier = self.earlier.lock().get(&id()).copied().unwrap_or(0);
+            act(&AtomicU64::new(earlier)).expect(STAYS)
+        })
+    }
+
+    /// Acts on the cell of a key if it is still there.
+    pub fn amend<T>(&self, key: Key, act: impl Fn(&AtomicU64) -> Option<T>) -> Option<T> {
         if key == Key::ALL {
             return act(&self.all);
         }
         let shard = self.shard(key);
-        if let Some(cell) = shard.lock().get(&key) {
-            return act(&cell.value);
-        }
-        // Not under the lock: it may take an expression and a digest.
-        let id = id();
-        let mut cells = shard.lock();
-        if !cells.contains_key(&key) {
-            if cells.len() >= self.per_shard {
-                self.make_room(&mut cells, meter);
-            }
-            self.tracks.keys.add(1);
-        }
-        let earlier = || Cell { value: AtomicU64::new(self.earlier.lock().remove(&id).unwrap_or(0)), id };
-        act(&cells.entry(key).or_insert_with(earlier).value)
+        shard.find(key, &act).or_else(|| shard.find_settled(key, act))
     }
 
-    /// Acts on the cell of a key, or on what it would be.
-    pub fn look<T>(&self, key: Key, id: impl FnOnce() -> Id, act: impl FnOnce(&AtomicU64) -> T) -> T {
-        if key == Key::ALL {
-            return act(&self.all);
-        }
-        if let Some(cell) = self.shard(key).lock().get(&key) {
-            return act(&cell.value);
-        }
-        act(&AtomicU64::new(self.earlier.lock().get(&id()).copied().unwrap_or(0)))
-    }
-
-    /// Acts on the cell of a key if it is still there.
-    pub fn amend(&self, key: Key, act: impl FnOnce(&AtomicU64)) {
-        if key == Key::ALL {
-            return act(&self.all);
-        }
-        if let Some(cell) = self.shard(key).lock().get(&key) {
-            act(&cell.value);
-        }
-    }
-
-    fn shard(&self, key: Key) -> &Mutex<Shard> {
+    fn shard(&self, key: Key) -> &Slots {
         &self.shards[key.spread() % self.shards.len()]
     }
 
@@ -115,37 +108,19 @@ impl Cells {
         let mut current = self.rate.lock();
         let Some(before) = current.replace(rate).filter(|before| *before != rate) else { return };
         let retune = |cell: &AtomicU64| {
-            let _ = cell.fetch_update(Relaxed, Relaxed, |tat| Some(before.retuned(tat, rate, now)));
+            let retuned = |tat| (tat != MOVED).then(|| before.retuned(tat, rate, now));
+            let _ = cell.fetch_update(Relaxed, Relaxed, retuned);
         };
         retune(&self.all);
         for shard in &self.shards {
-            shard.lock().values().for_each(|cell| retune(&cell.value));
+            shard.each(|_, cell| retune(cell));
         }
         self.earlier.lock().values_mut().for_each(|tat| *tat = before.retuned(*tat, rate, now));
     }
 
-    /// Forgets full buckets, which changes nothing; if there are none, the fullest of a few. That one gains at most its
-    /// refill, where refusing new keys would let one flood of keys shut out everybody else.
-    fn make_room(&self, cells: &mut Shard, meter: Meter) {
-        let before = cells.len();
-        // Looking at all of them is worth it only where a sample says that some are full.
-        let sampled = cells.iter().take(16).map(|(k, c)| (*k, c.value.load(Relaxed)));
-        match sampled.min_by_key(|(_, value)| meter.debt(*value)) {
-            Some((_, value)) if meter.is_full(value) => cells.retain(|_, c| !meter.is_full(c.value.load(Relaxed))),
-            Some((fullest, _)) => {
-                cells.remove(&fullest);
-                self.tracks.evicted.inc();
-            }
-            None => {}
-        }
-        let gone = before - cells.len();
-        debug_assert!(gone > 0, "there is room now");
-        self.tracks.keys.add(-i64::try_from(gone).unwrap_or(0));
-    }
-
     /// Keys remembered.
     pub fn len(&self) -> usize {
-        self.shards.iter().map(|s| s.lock().len()).sum()
+        self.shards.iter().map(Slots::len).sum()
     }
 }
 
@@ -161,8 +136,7 @@ impl Persist for Cells {
         let mut values: Vec<(Id, u64)> = self.earlier.lock().iter().map(|(id, value)| (*id, *value)).collect();
         values.push((Id::default(), self.all.load(Relaxed)));
         for shard in &self.shards {
-            // One shard after the other: a worker waits for the copy of one, not of all.
-            values.extend(shard.lock().values().map(|cell| (cell.id, cell.value.load(Relaxed))));
+            shard.each(|id, cell| values.push((*id, cell.load(Relaxed))));
         }
         Table::of(form, values, now())
     }

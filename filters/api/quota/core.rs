@@ -17,6 +17,11 @@ use crate::contract::Moment;
 /// Largest limit: what the number in a calendar cell can hold.
 pub const MAX_LIMIT: u64 = 1_000_000_000_000;
 
+/// Of a cell that counts no longer: its caller was forgotten, or has another cell. No count reaches it.
+pub const MOVED: u64 = u64::MAX;
+/// Of a cell that stands in no table.
+const ALONE: &str = "only cells of tables move";
+
 const USED_BITS: u32 = 40;
 const USED: u64 = (1 << USED_BITS) - 1;
 
@@ -116,7 +121,7 @@ impl Rate {
         let debt = u128::from(tat.saturating_sub(now.0));
         // Products of a debt of years and an interval of days fit.
         let debt = ((debt * u128::from(other.interval)) << self.shift) / (u128::from(self.interval) << other.shift);
-        now.0.saturating_add(clamped(debt))
+        now.0.saturating_add(clamped(debt)).min(MOVED - 1)
     }
 
     /// As two numbers, to be compared after a restart.
@@ -135,41 +140,65 @@ fn clamped(n: u128) -> u64 {
 }
 
 impl Meter {
-    /// Charges `n` units or none. Exact under concurrency: of any number of racing charges as many pass as the limit
-    /// allows.
+    /// Charges a cell that cannot move.
     pub fn charge(self, cell: &AtomicU64, n: u64) -> Charge {
+        self.try_charge(cell, n).expect(ALONE)
+    }
+
+    /// What a charge of a cell that cannot move would give.
+    #[cfg(test)]
+    pub fn peek(self, cell: &AtomicU64, n: u64) -> Charge {
+        self.try_peek(cell, n).expect(ALONE)
+    }
+
+    /// Charges `n` units or none. Exact under concurrency: of any number of racing charges as many pass as the limit
+    /// allows. `None`: the cell has moved, here and in what follows.
+    pub fn try_charge(self, cell: &AtomicU64, n: u64) -> Option<Charge> {
         let mut value = cell.load(Relaxed);
         loop {
+            if value == MOVED {
+                return None;
+            }
             let (charge, next) = self.test(value, n);
             if !charge.allowed || next == value {
-                return charge;
+                return Some(charge);
             }
-            match cell.compare_exchange_weak(value, next, Relaxed, Relaxed) {
-                Ok(_) => return charge,
+            match cell.compare_exchange_weak(value, next.min(MOVED - 1), Relaxed, Relaxed) {
+                Ok(_) => return Some(charge),
                 Err(seen) => value = seen,
             }
         }
     }
 
     /// What a charge would give.
-    pub fn peek(self, cell: &AtomicU64, n: u64) -> Charge {
-        self.test(cell.load(Relaxed), n).0
+    pub fn try_peek(self, cell: &AtomicU64, n: u64) -> Option<Charge> {
+        let value = cell.load(Relaxed);
+        (value != MOVED).then(|| self.test(value, n).0)
     }
 
     /// Charges `n` units whether they are there or not: what a response turned out to cost.
-    pub fn force(self, cell: &AtomicU64, n: u64) {
-        let _ = cell.fetch_update(Relaxed, Relaxed, |value| match self {
+    pub fn force(self, cell: &AtomicU64, n: u64) -> Option<()> {
+        self.change(cell, |value| match self {
             Self::Rolling(rate, now) => Some(value.max(now.0).saturating_add(rate.time(n))),
             Self::Calendar(tally) => tally.moved(value, |used| used.saturating_add(n)),
-        });
+        })
     }
 
     /// Takes `n` units back. In a calendar only within the period they were charged in.
-    pub fn refund(self, cell: &AtomicU64, n: u64) {
-        let _ = cell.fetch_update(Relaxed, Relaxed, |value| match self {
+    pub fn refund(self, cell: &AtomicU64, n: u64) -> Option<()> {
+        self.change(cell, |value| match self {
             Self::Rolling(rate, _) => Some(value.saturating_sub(rate.time(n))),
             Self::Calendar(tally) => tally.moved(value, |used| used.saturating_sub(n)),
-        });
+        })
+    }
+
+    fn change(self, cell: &AtomicU64, change: impl Fn(u64) -> Option<u64>) -> Option<()> {
+        let change = |value| if value == MOVED { None } else { change(value).map(|next| next.min(MOVED - 1)) };
+        match cell.fetch_update(Relaxed, Relaxed, change) {
+            Err(MOVED) => None,
+            // Another period has begun: there is nothing to change.
+            Ok(_) | Err(_) => Some(()),
+        }
     }
 
     /// Whether forgetting a cell changes nothing.

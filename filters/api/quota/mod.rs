@@ -13,6 +13,7 @@ pub mod guard;
 mod saved;
 mod service;
 mod shared;
+mod slots;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -21,7 +22,7 @@ mod window;
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use http::header::{ACCEPT_ENCODING, RETRY_AFTER};
@@ -29,6 +30,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use smallvec::SmallVec;
 
 use self::core::Charge;
+use crate::api::left::{Limit as Told, Register, TELLERS};
 use crate::contract::filter::{Filter, Needs, Step, Verdict};
 use crate::contract::scratch::Failure;
 use crate::contract::trail::Outcome;
@@ -38,7 +40,6 @@ use crate::contract::{
 };
 use config::Limit;
 use cost::Settlement;
-use usage::Register;
 use window::{Asked, Pending, Taken, Window};
 
 const NAME: &str = "quota";
@@ -58,7 +59,7 @@ pub const ENTRY: Entry = Entry {
 /// A plan's quota acts wherever consumers are told apart; asking what is left is free.
 fn implied(route: &RouteView<'_>, directory: &Directory) -> bool {
     route.keys.contains(&"auth")
-        && !route.keys.contains(&usage::NAME)
+        && !route.keys.iter().any(|key| TELLERS.contains(key))
         && directory.plans.values().any(|p| p.sections.contains_key(NAME))
 }
 
@@ -92,7 +93,8 @@ fn build(node: Option<&Node>, build: &mut Build<'_>) -> Result<Arc<dyn Filter>, 
     build.scope = route;
     let all = || own.iter().chain(plans.values().flat_map(|p| &p.windows));
     let reads_json = all().any(|w| w.cost.response().is_some_and(|e| e.reads_json()));
-    Register::of(build).enter(all().map(Arc::downgrade).collect(), build);
+    let told = all().map(|window| Arc::downgrade(window) as Weak<dyn Told>).collect();
+    Register::of(build).enter(told, build);
     Ok(Arc::new(Quota { own: Limits { policy: policy(own.iter()), windows: own }, plans, reads_json }))
 }
 

@@ -309,7 +309,7 @@ fn cells(rate: Rate, max_keys: usize) -> Cells {
 
 fn charge(cells: &Cells, key: Key, rate: Rate, now: Moment) -> bool {
     let meter = Meter::Rolling(rate, now);
-    cells.with(key, meter, Id::default, |cell| meter.charge(cell, 1)).allowed
+    cells.with(key, meter, Id::default, |cell| meter.try_charge(cell, 1)).allowed
 }
 
 #[test]
@@ -345,11 +345,37 @@ fn keys_are_bounded_and_full_buckets_go_first() {
     assert!(charge(&cells, Key::of(100), rate, Moment(1)));
     assert_eq!(cells.len(), 100);
     let meter = Meter::Rolling(rate, Moment(1));
-    let allowed = |n: i32| cells.look(Key::of(n), Id::default, |c| meter.peek(c, 1)).allowed;
+    let allowed = |n: i32| cells.look(Key::of(n), Id::default, |c| meter.try_peek(c, 1)).allowed;
     assert_eq!((0..100).filter(|n| !allowed(*n)).count(), 99);
     // Later all buckets are full again, and forgetting them costs nothing.
     charge(&cells, Key::of(999), rate, Moment(1) + Duration::from_secs(11));
     assert_eq!(cells.len(), 1);
+}
+
+/// The table grows and is built anew under those who charge: no charge is lost and none counts twice.
+#[test]
+fn charges_are_exact_while_the_table_grows() {
+    const KEYS: i32 = 3000;
+    let rate = Rate::new(5, Duration::from_secs(3600), 5);
+    let cells = cells(rate, 10_000);
+    let (passed, at) = (AtomicU64::new(0), Moment(1_000_000_000));
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let (cells, passed) = (&cells, &passed);
+            scope.spawn(move || {
+                for round in 0..3 {
+                    // Each thread meets the keys in another order.
+                    for n in (0..KEYS).map(|n| (n * (2 * thread + 7) + round) % KEYS) {
+                        if charge(cells, Key::of(n), rate, at) {
+                            passed.fetch_add(1, Relaxed);
+                        }
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(cells.len(), KEYS as usize);
+    assert_eq!(passed.load(Relaxed), 5 * KEYS as u64, "4 x 3 tried for 5 in each cell");
 }
 
 /// A token bucket with exact fractions, as a textbook has it.
@@ -359,6 +385,33 @@ struct Bucket {
 }
 
 proptest! {
+    /// Whatever is charged, forgotten and charged again: never more keys than allowed, and the counts are those of a plain
+    /// map wherever nothing had to be forgotten.
+    #[test]
+    fn cells_are_a_bounded_map(
+        most in 1usize..80, steps in prop::collection::vec((0u32..120, 0u64..4_000_000_000), 1..400)
+    ) {
+        let rate = Rate::new(2, Duration::from_secs(4), 2);
+        let cells = cells(rate, most);
+        let mut model: std::collections::HashMap<u32, AtomicU64> = std::collections::HashMap::new();
+        let mut now = 1_000_000_000_000u64;
+        for (n, step) in steps {
+            now += step / 100;
+            let meter = Meter::Rolling(rate, Moment(now));
+            let room = model.len() < most || model.contains_key(&n);
+            let known = model.entry(n).or_default();
+            let expected = meter.peek(known, 1).allowed;
+            let allowed = charge(&cells, Key::of(n), rate, Moment(now));
+            if expected {
+                meter.charge(known, 1);
+            }
+            prop_assert!(cells.len() <= most, "{} of {most}", cells.len());
+            if room && model.len() <= most {
+                prop_assert_eq!(allowed, expected, "nothing was forgotten that owed something");
+            }
+        }
+    }
+
     /// GCRA is the token bucket seen from the other side.
     #[test]
     fn gcra_is_a_token_bucket(

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde_json::{Map, Value};
+
 use super::calendar::{Calendar, Period};
 use super::cells::{Cells, Tracks};
 use super::config::{self, Limit, Missing, Per, Scope};
@@ -12,6 +14,7 @@ use super::service::{self, Service};
 use super::shared::{self, Shared, Take};
 use super::store::Store;
 use crate::api::caller::{self, By, Id, Key};
+use crate::api::left::Limit as Told;
 use crate::contract::metrics::Counter;
 use crate::contract::{Build, ConfigError, Moment, RequestCx, Spot, now};
 
@@ -126,9 +129,9 @@ impl Window {
             }
         };
         let charge = if rq.dry_run {
-            cells.look(key, id, |cell| meter.peek(cell, cost))
+            cells.look(key, id, |cell| meter.try_peek(cell, cost))
         } else {
-            cells.with(key, meter, id, |cell| meter.charge(cell, cost))
+            cells.with(key, meter, id, |cell| meter.try_charge(cell, cost))
         };
         let period = if let Meter::Calendar(tally) = meter { Some(tally.period) } else { None };
         Asked::Decided(Taken { key, cost, charge, period, unknown: false })
@@ -139,9 +142,9 @@ impl Window {
         let key = self.by.key(rq)?;
         let id = || self.by.id(rq).unwrap_or_default();
         Some(match &self.kind {
-            Kind::Rolling(rate, cells) => cells.look(key, id, |cell| Meter::Rolling(*rate, now).peek(cell, 0)),
+            Kind::Rolling(rate, cells) => cells.look(key, id, |cell| Meter::Rolling(*rate, now).try_peek(cell, 0)),
             Kind::Calendar(calendar, cells) => {
-                cells.look(key, id, |cell| Meter::Calendar(tally(calendar, self.limit)).peek(cell, 0))
+                cells.look(key, id, |cell| Meter::Calendar(tally(calendar, self.limit)).try_peek(cell, 0))
             }
             Kind::Shared(shared) => shared.peek(key, 0, now),
             Kind::Service(_) => return None,
@@ -192,14 +195,37 @@ impl Window {
             _ => None,
         }
     }
+}
 
-    /// What says that two windows count the same.
-    pub fn identity(&self) -> *const () {
+impl Told for Window {
+    fn owner(&self) -> &str {
+        &self.owner
+    }
+
+    // What a caller only claims to be, it could claim of others.
+    fn is_told(&self) -> bool {
+        !self.shadow && self.by.is_identity()
+    }
+
+    fn identity(&self) -> *const () {
         match &self.kind {
             Kind::Rolling(_, cells) | Kind::Calendar(_, cells) => Arc::as_ptr(cells).cast(),
             Kind::Shared(shared) => Arc::as_ptr(shared).cast(),
             Kind::Service(service) => std::ptr::from_ref(&**service).cast(),
         }
+    }
+
+    fn left(&self, rq: &RequestCx) -> Option<Map<String, Value>> {
+        let charge = self.peek(rq, now())?;
+        let mut left = Map::new();
+        let (kind, owner) = self.owner.strip_prefix("plans.").map_or(("route", &*self.owner), |plan| ("plan", plan));
+        left.insert("name".to_owned(), (*self.name).into());
+        left.insert(kind.to_owned(), owner.into());
+        left.insert("limit".to_owned(), self.limit.into());
+        left.insert("per".to_owned(), self.per.map(|per| per.to_string()).into());
+        left.insert("remaining".to_owned(), charge.remaining.into());
+        left.insert("reset".to_owned(), super::seconds(charge.reset).into());
+        Some(left)
     }
 }
 

@@ -2,7 +2,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::contract::units::{Duration, Size};
-use crate::contract::{Node, Spot};
+use crate::contract::{Edits, Node, Spot};
 
 /// Rewrites of a request and its response. Within each: set, then add, then remove.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -194,18 +194,16 @@ pub struct Path {
     pub substitution: Option<Spot<String>>,
 }
 
-/// Edits of a list of names and values; values are templates, and one that has no value removes the name (`set`) or does
-/// nothing (`add`).
-#[derive(Debug, Default, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Edits {
-    /// Replaces what is there.
-    #[schemars(with = "std::collections::BTreeMap<String, String>")]
-    pub set: Option<Node>,
-    /// Adds to what is there.
-    #[schemars(with = "std::collections::BTreeMap<String, String>")]
-    pub add: Option<Node>,
-    /// Removes.
-    #[serde(default)]
-    pub remove: Vec<Spot<String>>,
+impl Request {
+    /// Those of header fields.
+    pub fn fields(&self) -> Edits {
+        Edits { set: self.set.clone(), add: self.add.clone(), remove: self.remove.clone() }
+    }
+}
+
+impl Response {
+    /// Those of header fields.
+    pub fn fields(&self) -> Edits {
+        Edits { set: self.set.clone(), add: self.add.clone(), remove: self.remove.clone() }
+    }
 }

@@ -11,34 +11,20 @@ mod tests;
 
 use std::sync::Arc;
 
+use http::HeaderValue;
 use http::uri::Authority;
-use http::{HeaderMap, HeaderName, HeaderValue};
 use regex::Regex;
-use smallvec::SmallVec;
 
 use self::core::Query;
+use crate::contract::edits::pairs;
 use crate::contract::filter::{Filter, Needs, Step, Verdict};
-use crate::contract::section::Value;
 use crate::contract::{
-    Build, ConfigError, Entry, Fault, Node, Phase, Reason, RequestCx, ResponseCx, Role, Spot, Template, rewrite,
+    Build, ConfigError, Entry, Fault, FieldEdits, Node, Phase, Reason, RequestCx, ResponseCx, Role, Spot, Template,
+    rewrite,
 };
 use config::{Config, Path};
 
 const NAME: &str = "transform";
-
-/// Fields that belong to the connection or frame the message: the engine's alone (RFC 9110 section 7.6.1, RFC 9112).
-const PROTECTED: &[&str] = &[
-    "connection",
-    "content-length",
-    "host",
-    "http2-settings",
-    "keep-alive",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-];
 
 /// See the module.
 pub const ENTRY: Entry = Entry {
@@ -54,8 +40,8 @@ struct Transform {
     path: Option<NewPath>,
     host: Option<HeaderValue>,
     query: Option<Query>,
-    request: Fields,
-    response: Fields,
+    request: FieldEdits,
+    response: FieldEdits,
     cookies: Option<cookies::Inward>,
     set_cookies: cookies::Outward,
     request_body: Option<body::Inward>,
@@ -66,14 +52,6 @@ enum NewPath {
     Prefix(Box<str>),
     Full(Template),
     Regex(Regex, Box<str>),
-}
-
-/// Edits of header fields.
-#[derive(Default)]
-struct Fields {
-    set: Vec<(HeaderName, Template)>,
-    add: Vec<(HeaderName, Template)>,
-    remove: Vec<HeaderName>,
 }
 
 fn build(node: Option<&Node>, build: &mut Build<'_>) -> Result<Arc<dyn Filter>, ConfigError> {
@@ -93,8 +71,8 @@ fn build(node: Option<&Node>, build: &mut Build<'_>) -> Result<Arc<dyn Filter>, 
         path: config.path.map(new_path).transpose()?,
         host: config.host.map(host).transpose()?,
         query: (!query.is_empty()).then_some(query),
-        request: fields(request.set.as_ref(), request.add.as_ref(), &request.remove)?,
-        response: fields(response.set.as_ref(), response.add.as_ref(), &response.remove)?,
+        request: FieldEdits::read(&request.fields())?,
+        response: FieldEdits::read(&response.fields())?,
         cookies: request.cookies.map(cookies::Inward::read).transpose()?,
         set_cookies: cookies::Outward::read(response.cookies)?,
         request_body: request.body.as_ref().map(body::Inward::read).transpose()?,
@@ -145,85 +123,6 @@ fn host(text: Spot<String>) -> Result<HeaderValue, ConfigError> {
     }
     HeaderValue::try_from(text.value.as_str()).map_err(|_| wrong())
 }
-
-/// Names and templates in file order.
-fn pairs(node: Option<&Node>) -> Result<Vec<(String, Template)>, ConfigError> {
-    let Some(node) = node else { return Ok(Vec::new()) };
-    if !matches!(node.value, Value::Map(_)) {
-        return Err(ConfigError::at(node.span, "a map of names and values stands here"));
-    }
-    node.entries()
-        .iter()
-        .map(|(key, value)| {
-            let text = match &value.value {
-                Value::Str(text) => text.clone(),
-                Value::Int(i) => i.to_string(),
-                Value::Bool(b) => b.to_string(),
-                _ => return Err(ConfigError::at(value.span, format!("the value of `{}` is not text", key.name))),
-            };
-            Ok((key.name.clone(), Template::compile(&text, value.span)?))
-        })
-        .collect()
-}
-
-fn fields(set: Option<&Node>, add: Option<&Node>, remove: &[Spot<String>]) -> Result<Fields, ConfigError> {
-    let named = |node: Option<&Node>| {
-        let spans = node.map_or(&[][..], Node::entries).iter().map(|(key, _)| key.span);
-        let pairs = pairs(node)?;
-        spans
-            .zip(pairs)
-            .map(|(span, (name, value))| Ok((field(&Spot { span, value: name })?, value)))
-            .collect::<Result<Vec<_>, ConfigError>>()
-    };
-    Ok(Fields { set: named(set)?, add: named(add)?, remove: remove.iter().map(field).collect::<Result<_, _>>()? })
-}
-
-fn field(name: &Spot<String>) -> Result<HeaderName, ConfigError> {
-    let parsed = HeaderName::try_from(&name.value)
-        .map_err(|_| ConfigError::at(name.span, format!("`{}` is not a header name", name.value)))?;
-    if PROTECTED.contains(&parsed.as_str()) {
-        let help = if parsed == http::header::HOST { "use `transform.host`" } else { "it belongs to the connection" };
-        return Err(ConfigError::at(name.span, format!("`{parsed}` cannot be transformed")).help(help));
-    }
-    Ok(parsed)
-}
-
-impl Fields {
-    const fn is_empty(&self) -> bool {
-        self.set.is_empty() && self.add.is_empty() && self.remove.is_empty()
-    }
-
-    /// The values for set and add: all of them see the request as it came, before any edit.
-    fn values(&self, rq: &RequestCx) -> Values {
-        self.set.iter().chain(&self.add).map(|(_, template)| template.render(rq)).collect()
-    }
-
-    /// Set, add, remove.
-    fn apply(&self, headers: &mut HeaderMap, values: Values) {
-        let mut values = values.into_iter();
-        for ((name, _), value) in self.set.iter().zip(&mut values) {
-            match value {
-                Some(value) => {
-                    headers.insert(name, value);
-                }
-                // Set or removed, never what a stranger sent.
-                None => {
-                    headers.remove(name);
-                }
-            }
-        }
-        for ((name, _), value) in self.add.iter().zip(values) {
-            if let Some(value) = value {
-                headers.append(name, value);
-            }
-        }
-        for name in &self.remove {
-            headers.remove(name);
-        }
-    }
-}
-
-type Values = SmallVec<[Option<HeaderValue>; 6]>;
 
 impl Transform {
     /// Everything but the body.

@@ -1,5 +1,5 @@
-use http::StatusCode;
 use http::header::{COOKIE, SERVER};
+use http::{HeaderMap, HeaderName, StatusCode};
 use proptest::prelude::*;
 use serde_json::json;
 

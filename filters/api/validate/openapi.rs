@@ -10,6 +10,8 @@ use serde_json::Value;
 
 use super::params::{Style, Types};
 use super::schema::{self, Folder, Library};
+use crate::api::openapi::server_path;
+use crate::api::watched;
 use crate::contract::Mistake;
 
 /// A description.
@@ -121,7 +123,7 @@ impl<'d> At<'d> {
 impl Api {
     /// Reads and compiles a description.
     pub fn compile(file: &Path, base_path: Option<&str>, folder: &Folder) -> Result<Self, String> {
-        let mut document = schema::document(file)?;
+        let mut document = watched::document(file)?;
         let version = document.get("openapi").and_then(Value::as_str).unwrap_or_default().to_owned();
         if version.starts_with("3.0.") {
             modernise(&mut document);
@@ -172,16 +174,6 @@ impl Api {
     pub fn operation(&self, Spot(i, o): Spot) -> &Operation {
         &self.paths[i].operations[o].1
     }
-}
-
-/// The path of the first server.
-fn server_path(document: &Value) -> String {
-    let url = document.pointer("/servers/0/url").and_then(Value::as_str).unwrap_or_default();
-    let path = match url.split_once("://") {
-        Some((_, rest)) => rest.find('/').map_or("", |at| &rest[at..]),
-        None => url,
-    };
-    if path.contains('{') { String::new() } else { path.trim_end_matches('/').to_owned() }
 }
 
 /// 3.0's own words for what JSON Schema says otherwise.

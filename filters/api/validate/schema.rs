@@ -4,11 +4,12 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+use jsonschema::error::ValidationErrorKind as Kind;
 use jsonschema::{Draft, PatternOptions, Registry, Resource, Retrieve, Uri, ValidationError, Validator};
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 use serde_json::{Value, json};
 
-use crate::api::watched;
+use crate::api::watched::document;
 use crate::contract::{Mistake, Node};
 
 /// Most mistakes that an answer lists.
@@ -50,17 +51,6 @@ impl Retrieve for Folder {
     }
 }
 
-/// Reads YAML or JSON.
-pub fn document(path: &Path) -> Result<Value, String> {
-    let bytes = watched::read(path)?;
-    let wrong = |e: String| format!("{}: {}", path.display(), e.lines().next().unwrap_or_default());
-    if path.extension().is_some_and(|e| e == "json") {
-        return serde_json::from_slice(&bytes).map_err(|e| wrong(e.to_string()));
-    }
-    let text = std::str::from_utf8(&bytes).map_err(|e| wrong(e.to_string()))?;
-    serde_saphyr::from_str(text).map_err(|e| wrong(e.to_string()))
-}
-
 /// The URI of a file, from which its references start.
 pub fn uri(path: &Path) -> String {
     format!("file://{}", utf8_percent_encode(&path.to_string_lossy(), PATH))
@@ -68,7 +58,7 @@ pub fn uri(path: &Path) -> String {
 
 /// Documents that schemas are compiled from.
 pub struct Library {
-    registry: Registry<'static>,
+    registry: Registry,
     folder: Folder,
 }
 
@@ -76,11 +66,10 @@ impl Library {
     /// Takes a document and all that it refers to.
     pub fn of(base: &str, document: Value, folder: Folder) -> Result<Self, String> {
         let draft = Draft::default().detect(&document);
-        let registry = Registry::new()
+        let registry = Registry::options()
             .draft(draft)
             .retriever(folder.clone())
-            .add(base, Resource::from_contents(document))
-            .and_then(jsonschema::RegistryBuilder::prepare)
+            .build([(base, Resource::from_contents(document))])
             .map_err(|e| e.to_string())?;
         Ok(Self { registry, folder })
     }
@@ -89,7 +78,7 @@ impl Library {
     pub fn compile(&self, uri: &str) -> Result<Validator, String> {
         jsonschema::options()
             .with_draft(Draft::Draft202012)
-            .with_registry(&self.registry)
+            .with_registry(self.registry.clone())
             .with_retriever(self.folder.clone())
             .with_pattern_options(PatternOptions::regex().size_limit(MAX_REGEX))
             .should_validate_formats(true)
@@ -145,14 +134,17 @@ pub fn mistakes(validator: &Validator, value: &Value, prefix: &str, found: &mut 
 
 /// A sentence about a mistake, made of the schema's words.
 fn detail(error: &ValidationError<'_>) -> String {
-    match error.kind().keyword() {
+    match error.kind() {
         // Their own words name members of the message.
-        "additionalProperties" | "unevaluatedProperties" => "has a member that is not allowed".to_owned(),
-        "additionalItems" | "unevaluatedItems" => "has an item that is not allowed".to_owned(),
-        "propertyNames" => "has a member whose name is not allowed".to_owned(),
-        "dependentRequired" | "dependencies" => "lacks a member that another one asks for".to_owned(),
-        "anyOf" | "oneOf" => "is not one of the allowed forms".to_owned(),
-        "not" => "is of a form that is not allowed".to_owned(),
+        Kind::AdditionalProperties { .. } | Kind::UnevaluatedProperties { .. } => {
+            "has a member that is not allowed".to_owned()
+        }
+        Kind::AdditionalItems { .. } | Kind::UnevaluatedItems { .. } => "has an item that is not allowed".to_owned(),
+        Kind::PropertyNames { .. } => "has a member whose name is not allowed".to_owned(),
+        Kind::AnyOf { .. } | Kind::OneOfMultipleValid { .. } | Kind::OneOfNotValid { .. } => {
+            "is not one of the allowed forms".to_owned()
+        }
+        Kind::Not { .. } => "is of a form that is not allowed".to_owned(),
         _ => error.masked_with("it").to_string().chars().take(MAX_TEXT).collect(),
     }
 }

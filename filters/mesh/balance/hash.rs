@@ -5,6 +5,7 @@ use http::header::COOKIE;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use super::config::Keys;
 use super::pool::{Rules, Tier};
 use crate::contract::mesh::Endpoint;
 use crate::contract::section::{ConfigError, Node, Span, Spot};
@@ -61,6 +62,9 @@ pub struct Section {
     /// Below this share of available endpoints all are used, ejected ones included; `0%` turns it off. Default `50%`.
     #[schemars(extend("default" = "50%"))]
     pub panic_threshold: Option<Percent>,
+    /// A priority keeps all of its load until fewer than one in this many of its endpoints are available. Default 1.4.
+    #[schemars(extend("default" = 1.4))]
+    pub overprovisioning: Option<Spot<f64>>,
 }
 
 /// A section that was read.
@@ -96,7 +100,9 @@ pub fn read(section: Option<&Node>, build: &Build<'_>) -> Result<Hashing, Config
         }
         f => f.as_ref().map_or(LOAD_FACTOR, |f| f.value),
     };
-    let rules = super::config::rules(crate::contract::units::Duration::default(), s.panic_threshold, build);
+    // Zones would give a key another home in each of them.
+    let keys = Keys { panic: s.panic_threshold, overprovisioning: s.overprovisioning.as_ref(), ..Keys::default() };
+    let rules = super::config::rules(&keys, build)?;
     Ok(Hashing { key: Key::of(s.hash)?, load_factor, rules })
 }
 

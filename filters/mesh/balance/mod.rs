@@ -1,6 +1,7 @@
-//! Balancing policies. What they share: failover tiers, panic, slow start and avoiding what was tried ([`pool`]).
+//! Balancing policies. What they share: priorities, zones, panic, slow start and avoiding what was tried ([`pool`]).
 
 pub mod config;
+mod division;
 pub mod hash;
 pub mod hashed;
 #[cfg(test)]
@@ -13,3 +14,6 @@ pub mod pool;
 pub mod random;
 pub mod ring_hash;
 pub mod round_robin;
+mod spread;
+mod tier;
+pub mod zones;

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::config::{read, rules};
+use super::config::{Keys, read, zoned};
 use super::pool::{Policy, Pool, Rules};
+use super::zones::Zones;
 use crate::contract::Build;
 use crate::contract::mesh::{Balance, Endpoint, Picker};
-use crate::contract::section::{ConfigError, Node};
+use crate::contract::section::{ConfigError, Node, Spot};
 use crate::contract::units::{Duration, Percent};
 
 /// `loadBalancer` of a policy without keys of its own.
@@ -23,6 +24,11 @@ pub struct Plain {
     /// Below this share of available endpoints all are used, ejected ones included; `0%` turns it off. Default `50%`.
     #[schemars(extend("default" = "50%"))]
     pub panic_threshold: Option<Percent>,
+    /// A priority or zone keeps all of its load until fewer than one in this many of its endpoints are available. Default 1.4.
+    #[schemars(extend("default" = 1.4))]
+    pub overprovisioning: Option<Spot<f64>>,
+    /// Preference for the zone that this process runs in (`runtime.zone`).
+    pub zones: Option<Spot<Zones>>,
 }
 
 /// Builds the policy that `new` makes, one for each set of endpoints.
@@ -32,7 +38,9 @@ pub fn build<P: Policy>(
     new: fn() -> P,
 ) -> Result<Arc<dyn Balance>, ConfigError> {
     let s: Plain = read(section)?;
-    Ok(Arc::new(Balancer { new, rules: rules(s.slow_start, s.panic_threshold, build) }))
+    let keys =
+        Keys { slow_start: s.slow_start, panic: s.panic_threshold, overprovisioning: s.overprovisioning.as_ref() };
+    Ok(Arc::new(Balancer { new, rules: zoned(&keys, s.zones.as_ref(), build)? }))
 }
 
 struct Balancer<P> {

@@ -235,7 +235,7 @@ impl Trip {
     }
     fn sum(&self, counts: impl Fn(&Shard) -> &[AtomicU64; SLOTS], slot: u64, since: u64) -> u64 {
         let alive = |of: u64| of + SLOTS as u64 > slot && of <= slot && of > since;
-        let cells = self.shards.iter().flat_map(|shard| counts(shard));
+        let cells = self.shards.iter().flat_map(counts);
         cells.map(|c| c.load(Relaxed)).filter(|word| alive(word >> 32)).map(|word| word & u64::from(u32::MAX)).sum()
     }
 }

@@ -96,11 +96,11 @@ impl Written {
     /// The endpoint at an address of its name, or at its own.
     pub fn at(&self, address: Address) -> Found {
         Found {
-            address,
             weight: self.weight,
             zone: self.zone.clone(),
             priority: self.priority,
             labels: self.labels.clone(),
+            ..Found::at(address)
         }
     }
     /// The endpoint, if its address is known without asking.

@@ -3,10 +3,12 @@
 
 pub mod consul;
 pub mod dns;
+pub mod eds;
 pub mod endpoint;
 pub mod etcd;
 pub mod eureka;
 pub mod file;
+pub mod kubernetes;
 pub mod nacos;
 mod registry;
 pub mod resolve;

@@ -6,13 +6,15 @@ use onehop_filters::contract::section::{Value, suggest};
 use onehop_filters::contract::units::Duration;
 use onehop_filters::contract::{Node, Span, Spot};
 
-use super::super::plan::{Action, Bind, Fallback, Match, Plan, Route};
+use super::super::plan::{Action, Bind, Fallback, Match, Plan, Route, Tcp};
 use super::Lower;
 
 /// Names that may be referred to, whether or not their sections are right.
 #[derive(Default)]
 pub struct Names {
     pub listeners: BTreeSet<String>,
+    /// Those of them that take connections, not requests.
+    pub tcp: BTreeSet<String>,
     pub plans: BTreeSet<String>,
     pub services: BTreeSet<String>,
     pub workload: bool,
@@ -23,12 +25,23 @@ impl Names {
         let names = |key: &str| {
             root.get(key).map(Node::entries).unwrap_or_default().iter().map(|(k, _)| k.name.clone()).collect()
         };
+        let listeners = root.get("listeners").map(Node::entries).unwrap_or_default();
         Self {
+            tcp: listeners.iter().filter(|(_, node)| takes_connections(node)).map(|(k, _)| k.name.clone()).collect(),
             listeners: names("listeners"),
             plans: names("plans"),
             services: names("services"),
             workload: root.get("workload").is_some(),
         }
+    }
+}
+
+/// Whether a listener's section makes it one for connections.
+fn takes_connections(listener: &Node) -> bool {
+    let says = |node: &Node, word: &str| matches!(&node.value, Value::Str(text) if text == word);
+    match listener.get("protocols").map(|n| &n.value) {
+        Some(Value::Seq(items)) => items.iter().any(|item| says(item, "tcp")),
+        _ => listener.get("tls").and_then(|tls| tls.get("mode")).is_some_and(|mode| says(mode, "passthrough")),
     }
 }
 
@@ -65,6 +78,8 @@ impl Lower<'_> {
         self.repeated_binds(plan);
         self.fallback_loops(plan);
         self.slow_tries(plan);
+        self.carried(plan);
+        self.connections(plan);
         self.shadowed(plan);
         self.unused(plan);
     }
@@ -125,8 +140,8 @@ impl Lower<'_> {
     fn slow_tries(&mut self, plan: &Plan) {
         for route in &plan.routes {
             let (Action::Forward(targets), Some(total)) = (&route.action, route.request_timeout) else { continue };
-            for (service, _) in targets {
-                let retry = plan.services.get(service).and_then(|s| s.roles.get("retry"));
+            for target in targets {
+                let retry = plan.services.get(&target.service).and_then(|s| s.roles.get("retry"));
                 let Some(node) = retry.and_then(|r| r.get("perTryTimeout")) else { continue };
                 if node.read::<Duration>().is_ok_and(|d| d.0 > total) {
                     let message = format!(
@@ -136,6 +151,51 @@ impl Lower<'_> {
                     );
                     self.warn(node.span, message, "it never acts there; make it shorter");
                 }
+            }
+        }
+    }
+
+    /// Identities come from calls that the application serves, for calls that it makes: those arrive on mesh listeners.
+    fn carried(&mut self, plan: &Plan) {
+        for route in plan.routes.iter().filter(|route| route.carry_identity) {
+            let on = |name: &str| route.listeners.as_ref().is_none_or(|mine| mine.iter().any(|n| n == name));
+            if !plan.listeners.iter().any(|(name, listener)| on(name) && (listener.mesh || listener.capture.is_some()))
+            {
+                let message =
+                    format!("route `{}` is on no mesh listener: no call comes there from an application", route.name);
+                self.error(route.span, message, "remove `carry.identity`, or write `exposure: mesh` on its listener");
+            }
+        }
+    }
+
+    /// Routes of TCP listeners, and such listeners without one.
+    fn connections(&mut self, plan: &Plan) {
+        for route in plan.routes.iter().filter(|r| r.tcp) {
+            let on = route.listeners.iter().flatten().filter_map(|name| plan.listeners.get(name));
+            let passed = on.clone().any(|l| l.tcp == Some(Tcp::Passthrough));
+            let nameless = on.clone().find(|l| l.tcp == Some(Tcp::Bytes) && l.tls.is_none());
+            if let (Some(listener), false) = (nameless, route.hosts.is_empty()) {
+                let message = format!("on listener `{}` nobody says a server name", listener.name);
+                let help = "remove `hosts`, or give the listener `tls`";
+                self.error(route.span, message, help);
+            }
+            let Action::Forward(targets) = &route.action else { continue };
+            for service in targets.iter().filter_map(|to| plan.services.get(&to.service)) {
+                if matches!(service.fallback, Some(Fallback::Respond(_))) {
+                    let message = format!("service `{}` falls back to an answer, and nobody asks here", service.name);
+                    self.error(route.span, message, "fall back to a service: `fallback: { service: NAME }`");
+                }
+                if passed && service.tls.as_ref().is_some_and(|tls| !tls.mesh) {
+                    let message = format!("TLS is passed through to service `{}`, inside TLS of ours", service.name);
+                    self.warn(route.span, message, "remove `tls` of the service, unless its endpoints end both");
+                }
+            }
+        }
+        for listener in plan.listeners.values().filter(|l| l.tcp.is_some()) {
+            let mine = |r: &Route| r.listeners.iter().flatten().any(|name| *name == *listener.name);
+            if !plan.routes.iter().any(mine) {
+                let message = format!("no route names listener `{}`: it closes every connection", listener.name);
+                self.warn(listener.span, message, "add `- { name: NAME, listeners: [LISTENER], to: SERVICE }`");
             }
         }
     }
@@ -160,7 +220,7 @@ impl Lower<'_> {
         let mut used: BTreeSet<&str> = BTreeSet::new();
         for route in &plan.routes {
             if let Action::Forward(targets) = &route.action {
-                used.extend(targets.iter().map(|(s, _)| s.as_str()));
+                used.extend(targets.iter().map(|target| target.service.as_str()));
             }
             // A filter may ask a service: whatever its section says that is the name of one.
             route.filters.iter().for_each(|(_, section)| texts(section, &mut used));
@@ -197,7 +257,8 @@ fn place(span: Span) -> String {
 
 /// Every (listener, host, match) of a route, as text that is equal where the router cannot tell two apart.
 fn places(route: &Route, plan: &Plan) -> Vec<String> {
-    let listeners = route.listeners.clone().unwrap_or_else(|| plan.listeners.keys().cloned().collect());
+    let http = || plan.listeners.iter().filter(|(_, l)| l.tcp.is_none()).map(|(name, _)| name.clone());
+    let listeners = route.listeners.clone().unwrap_or_else(|| http().collect());
     let any_host = [String::from("*")];
     let any_match = [Match::default()];
     let hosts = if route.hosts.is_empty() { &any_host } else { route.hosts.as_slice() };

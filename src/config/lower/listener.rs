@@ -7,19 +7,39 @@ use ipnet::IpNet;
 use onehop_filters::contract::section::Value;
 use onehop_filters::contract::{Node, Span, Spot};
 
-use super::super::plan::{Bind, Capture, Limits, Listener, ListenerTls, Paths, ProxyProtocol};
+use super::super::plan::{Bind, Capture, Limits, Listener, ListenerTls, Paths, ProxyProtocol, Tcp};
 use super::super::raw;
 use super::Lower;
+
+/// Keys that do nothing on a listener that takes connections instead of requests.
+const HTTP_ONLY: [&str; 4] = ["exposure", "unknownHosts", "paths", "via"];
+/// Limits that act on one.
+const TCP_LIMITS: [&str; 2] = ["connections", "tlsTimeout"];
 
 impl Lower<'_> {
     pub(super) fn listener(&mut self, name: &str, span: Span, node: &Node) -> Option<Arc<Listener>> {
         let mut raw: raw::Listener = self.read(node)?;
+        let passthrough = raw.tls.as_ref().is_some_and(|tls| tls.mode == Some(raw::ListenerTlsMode::Passthrough));
+        if passthrough && node.get("protocols").is_none() {
+            raw.protocols = vec![raw::Http::Tcp];
+        }
         raw.settle();
         self.fill_at("listeners", name, &raw);
+        let tcp = raw.protocols.contains(&raw::Http::Tcp);
+        if tcp {
+            self.without_requests(name, node, raw.protocols.len());
+        } else if passthrough {
+            let at = node.get("protocols").map_or(span, |n| n.span);
+            self.error(at, "what is not decrypted cannot be read as HTTP", "write `protocols: [tcp]`");
+        }
         if let Some(list) = node.get("protocols").filter(|n| n.value == Value::Seq(Vec::new())) {
             self.error(list.span, "the listener speaks no protocol", "write `[h1, h2]`, or one of them");
         }
         let tls = match &raw.tls {
+            Some(_) if passthrough => {
+                self.not_decrypted(name, node.get("tls"));
+                None
+            }
             Some(tls) => Some(self.listener_tls(tls, node.get("tls").unwrap_or(node))?),
             None => None,
         };
@@ -56,6 +76,7 @@ impl Lower<'_> {
             h1: raw.protocols.contains(&raw::Http::H1),
             h2: raw.protocols.contains(&raw::Http::H2),
             tls,
+            tcp: tcp.then_some(if passthrough { Tcp::Passthrough } else { Tcp::Bytes }),
             trusted: trusted.into(),
             proxy_protocol: match raw.proxy_protocol {
                 raw::ProxyProtocol::None => ProxyProtocol::None,
@@ -76,6 +97,41 @@ impl Lower<'_> {
             via: raw.via,
             accept_balance: raw.accept_balance,
         }))
+    }
+
+    /// A TCP listener: keys about requests would do nothing.
+    fn without_requests(&mut self, name: &str, node: &Node, protocols: usize) {
+        if protocols > 1 {
+            let at = node.get("protocols").map_or(node.span, |n| n.span);
+            self.error(at, "`tcp` stands alone", "write `[tcp]`, and give HTTP a listener of its own");
+        }
+        let dead = |key: &str| HTTP_ONLY.contains(&key);
+        let dead_limit = |key: &str| !TCP_LIMITS.contains(&key);
+        let limits = node.get("limits").map(Node::entries).unwrap_or_default();
+        let found = node.entries().iter().filter(|(k, _)| dead(&k.name));
+        for (key, _) in found.chain(limits.iter().filter(|(k, _)| dead_limit(&k.name))) {
+            let help = format!("remove `{}`", key.name);
+            self.error(key.span, format!("`{}` is about requests, and this listener takes none", key.name), help);
+        }
+        let filled = self.filled.as_mut().and_then(|f| f.get_mut("listeners")?.get_mut(name)?.as_object_mut());
+        if let Some(filled) = filled {
+            filled.retain(|key, _| !dead(key));
+            if let Some(limits) = filled.get_mut("limits").and_then(|l| l.as_object_mut()) {
+                limits.retain(|key, _| !dead_limit(key));
+            }
+        }
+    }
+
+    /// `tls.mode: passthrough`: nothing else of `tls` would act. Its defaults are not shown either.
+    fn not_decrypted(&mut self, name: &str, tls: Option<&Node>) {
+        for (key, _) in tls.map(Node::entries).unwrap_or_default().iter().filter(|(k, _)| k.name != "mode") {
+            let help = format!("remove `{}`, or remove `mode` to end TLS here", key.name);
+            self.error(key.span, "TLS is passed through, not ended here", help);
+        }
+        let filled = self.filled.as_mut().and_then(|f| f.get_mut("listeners")?.get_mut(name)?.get_mut("tls"));
+        if let Some(filled) = filled.and_then(|tls| tls.as_object_mut()) {
+            filled.retain(|key, _| key == "mode");
+        }
     }
 
     fn listener_tls(&mut self, tls: &Spot<raw::ListenerTls>, node: &Node) -> Option<ListenerTls> {

@@ -50,6 +50,7 @@ pub fn filled(root: Node, entries: &[Entry], dir: &Path) -> serde_json::Value {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Slot {
     Route,
+    Plan,
     Identity,
     Consumer,
     Discover,
@@ -63,6 +64,7 @@ struct Runtime {
     max_requests: Option<u32>,
     max_memory: Option<u64>,
     brownout: Vec<Optional>,
+    zone: Option<Arc<str>>,
 }
 
 struct Lower<'a> {
@@ -116,6 +118,7 @@ impl<'a> Lower<'a> {
             max_requests: runtime.max_requests,
             max_memory: runtime.max_memory,
             brownout: runtime.brownout,
+            zone: runtime.zone,
             state,
             files: Files::default(),
             warnings: Vec::new(),
@@ -136,7 +139,8 @@ impl<'a> Lower<'a> {
     /// Names of the entries that may stand somewhere.
     fn names(&self, slot: Slot) -> Vec<&'static str> {
         let fits = |role: &Role| match role {
-            Role::Api { .. } => slot == Slot::Route,
+            Role::Api { .. } => matches!(slot, Slot::Route | Slot::Plan),
+            Role::Answer(_) | Role::Note(_) => slot == Slot::Route,
             Role::Identity(_) => slot == Slot::Identity,
             Role::Credential(_) => slot == Slot::Consumer,
             Role::Discover(_) => slot == Slot::Discover,
@@ -194,7 +198,7 @@ impl<'a> Lower<'a> {
     }
 
     fn plan_plan(&mut self, node: &Node) -> Option<PlanPlan> {
-        let filters = self.names(Slot::Route);
+        let filters = self.names(Slot::Plan);
         let (engine, sections) = self.split(node, &["priority".to_owned()], &filters)?;
         let priority = match engine.get("priority") {
             Some(n) => self.read::<raw::Priority>(n)?,
@@ -324,7 +328,8 @@ impl<'a> Lower<'a> {
             }
             brownout.push(kind);
         }
-        Runtime { workers, max_requests, max_memory: raw.max_memory.map(|size| size.value.0), brownout }
+        let (max_memory, zone) = (raw.max_memory.map(|size| size.value.0), raw.zone.map(Arc::from));
+        Runtime { workers, max_requests, max_memory, brownout, zone }
     }
 
     fn workers(&mut self, raw: &raw::Runtime) -> Option<usize> {

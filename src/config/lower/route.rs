@@ -4,13 +4,15 @@ use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use onehop_filters::contract::section::{Key, Value, suggest};
-use onehop_filters::contract::{Node, Span, Spot};
+use onehop_filters::contract::{Edits, FieldEdits, Node, Role, Span, Spot};
 
 use super::super::env::literal;
-use super::super::plan::{Action, Canned, Match, PathMatch, PathRewrite, Redirect, Route, Sticky, ValueMatch};
+use super::super::plan::{
+    Action, Callee, CalleeEdits, Canned, Match, PathMatch, PathRewrite, Redirect, Route, Sticky, ValueMatch,
+};
 use super::super::raw;
 use super::listener::limit;
-use super::section::{keys, split_help, without};
+use super::section::{keys, split_help};
 use super::{HEADER_NAME, Lower, Slot};
 
 /// Largest compiled form of one regex.
@@ -39,10 +41,21 @@ impl Lower<'_> {
 
     fn route(&mut self, node: &Node, engine: &[String], filters: &[&str]) -> Option<Route> {
         let (own, others) = self.split(node, engine, filters)?;
-        let own = self.carry(&own);
-        let raw: raw::Route = self.read(&own)?;
+        let mut raw: raw::Route = self.read(&own)?;
+        let tcp = self.on_tcp(&raw);
+        if tcp {
+            let timeouts = own.get("timeouts");
+            if timeouts.and_then(|t| t.get("idle")).is_none() {
+                raw.timeouts.idle = raw::Timeouts::TCP_IDLE;
+            }
+            self.about_requests(&raw, &own, &others);
+        }
         if let Some(list) = self.filled.as_mut().and_then(|f| f.get_mut("routes")).and_then(|r| r.as_array_mut()) {
-            list.push(serde_json::to_value(&raw).unwrap_or_default());
+            let mut shown = serde_json::to_value(&raw).unwrap_or_default();
+            if tcp && let Some(timeouts) = shown.get_mut("timeouts").and_then(|t| t.as_object_mut()) {
+                timeouts.retain(|key, _| key == "idle");
+            }
+            list.push(shown);
         }
         if raw.name.is_empty() || raw.name.chars().any(|c| c.is_control() || c.is_whitespace()) {
             self.error(raw.name.span, "a route's name is not empty and has no spaces", "name it, such as `orders`");
@@ -57,7 +70,7 @@ impl Lower<'_> {
         let hosts = raw.hosts.iter().filter_map(|h| self.host(h)).collect();
         let matches = raw.matches.iter().filter_map(|m| self.matching(m)).collect();
         let upgrades = raw.upgrades.iter().filter_map(|u| self.upgrade(u)).collect();
-        let action = self.action(&raw, &own);
+        let action = self.action(&raw, &own, &others);
         let sticky = self.sticky(&raw);
         Some(Route {
             name: Arc::from(raw.name.value.as_str()),
@@ -72,20 +85,38 @@ impl Lower<'_> {
             body_limit: raw.body_limit.map(|s| if s.0 == 0 { u64::MAX } else { s.0 }),
             sticky,
             action: action?,
-            inherit_deadline: raw.carry.is_some_and(|c| c.deadline.is_some()),
+            inherit_deadline: raw.carry.as_ref().is_some_and(|c| c.deadline.is_some()),
+            carry_identity: raw.carry.is_some_and(|c| c.identity),
+            tcp,
         })
     }
 
-    /// `carry.identity` is in the design and not in this version.
-    fn carry(&mut self, route: &Node) -> Node {
-        let Some(carry) = route.get("carry") else { return route.clone() };
-        self.unavailable(carry, "identity", "the identity of the incoming call");
-        let mended = without(carry, "identity");
-        let mut route = route.clone();
-        if let Value::Map(m) = &mut route.value {
-            m.iter_mut().filter(|(k, _)| k.name == "carry").for_each(|(_, n)| *n = mended.clone());
+    /// Whether the route is on TCP listeners: then on nothing else, since such a route knows no requests.
+    fn on_tcp(&mut self, raw: &raw::Route) -> bool {
+        let named = || raw.listeners.iter().flatten();
+        let tcp = named().any(|l| self.known.tcp.contains(&l.value));
+        if let Some(http) = named().find(|l| tcp && !self.known.tcp.contains(&l.value)) {
+            let message = format!("listener `{}` takes requests, and others of this route connections", http.value);
+            self.error(http.span, message, "give each kind of listener a route of its own");
         }
-        route
+        tcp
+    }
+
+    /// A route on TCP listeners: what is about requests would do nothing.
+    fn about_requests(&mut self, raw: &raw::Route, own: &Node, filters: &[(Key, Node)]) {
+        const WHY: &str = "is about requests, and this route's listeners take connections";
+        let about = |key: &str| match key {
+            "matches" => !raw.matches.is_empty(),
+            "upgrades" => !raw.upgrades.is_empty(),
+            "bodyLimit" | "carry" | "sticky" | "redirect" | "respond" => true,
+            _ => false,
+        };
+        let request = own.get("timeouts").map(Node::entries).unwrap_or_default();
+        let request = request.iter().filter(|(k, _)| k.name == "request");
+        let dead = own.entries().iter().filter(|(k, _)| about(&k.name)).chain(request).chain(filters);
+        for (key, _) in dead {
+            self.error(key.span, format!("`{}` {WHY}", key.name), format!("remove `{}`", key.name));
+        }
     }
 
     /// Lower-case; a wildcard is the whole first label. RFC 1123 section 2.1 letters; underscores occur inside meshes.
@@ -260,9 +291,13 @@ impl Lower<'_> {
         Some(Arc::from(lower.as_str()))
     }
 
-    fn action(&mut self, raw: &raw::Route, node: &Node) -> Option<Action> {
-        let found: Vec<_> =
-            node.entries().iter().filter(|(k, _)| matches!(k.name.as_str(), "to" | "redirect" | "respond")).collect();
+    fn action(&mut self, raw: &raw::Route, node: &Node, others: &[(Key, Node)]) -> Option<Action> {
+        let own = node.entries().iter().filter(|(k, _)| matches!(k.name.as_str(), "to" | "redirect" | "respond"));
+        let answers = |key: &Key| {
+            self.entries.iter().any(|entry| entry.name == key.name && matches!(entry.role, Role::Answer(_)))
+        };
+        let others = others.iter().filter(|(key, _)| answers(key));
+        let found: Vec<&Key> = own.chain(others).map(|(key, _)| key).collect();
         match found.as_slice() {
             [_] => {}
             [] => {
@@ -271,7 +306,7 @@ impl Lower<'_> {
                 self.error(name.span, message, "add one of `to`, `redirect`, `respond`");
                 return None;
             }
-            [(first, _), (second, _), ..] => {
+            [first, second, ..] => {
                 let message = format!("`{}` and `{}` exclude each other", first.name, second.name);
                 self.error(second.span, message, "keep one of `to`, `redirect`, `respond`");
                 return None;
@@ -283,7 +318,10 @@ impl Lower<'_> {
         if let Some(redirect) = &raw.redirect {
             return self.redirect(redirect, node).map(Action::Redirect);
         }
-        self.canned(raw.respond.as_ref()?).map(|c| Action::Respond(Arc::new(c)))
+        match &raw.respond {
+            Some(respond) => self.canned(respond).map(|c| Action::Respond(Arc::new(c))),
+            None => Some(Action::Filter),
+        }
     }
 
     fn sticky(&mut self, raw: &raw::Route) -> Option<Sticky> {
@@ -313,18 +351,18 @@ impl Lower<'_> {
         Some(Sticky { by, cookie })
     }
 
-    fn targets(&mut self, to: &Node) -> Option<Vec<(String, u32)>> {
+    fn targets(&mut self, to: &Node) -> Option<Vec<Callee>> {
         match &to.value {
             Value::Str(service) => {
                 self.must_know_service(service, to.span);
-                Some(vec![(service.clone(), 1)])
+                Some(vec![Callee { service: service.clone(), weight: 1, edits: None }])
             }
             Value::Seq(items) if items.is_empty() => {
                 self.error(to.span, "`to` names no service", "write `to: SERVICE`");
                 None
             }
             Value::Seq(items) => {
-                let mut targets = Vec::with_capacity(items.len());
+                let mut targets: Vec<Callee> = Vec::with_capacity(items.len());
                 for item in items {
                     let target: raw::Target = self.read(item)?;
                     self.must_know_service(&target.service.value, target.service.span);
@@ -333,13 +371,14 @@ impl Lower<'_> {
                         self.error(target.weight.span, "the weight is too large", "from 0 to 1000000");
                         continue;
                     };
-                    if targets.iter().any(|(s, _)| *s == target.service.value) {
+                    if targets.iter().any(|other| other.service == target.service.value) {
                         let message = format!("`{}` stands twice in `to`", target.service.value);
                         self.error(target.service.span, message, "add up its weights");
                     }
-                    targets.push((target.service.value, weight));
+                    let edits = self.edits(&target);
+                    targets.push(Callee { service: target.service.value, weight, edits });
                 }
-                if !targets.is_empty() && targets.iter().all(|(_, w)| *w == 0) {
+                if !targets.is_empty() && targets.iter().all(|target| target.weight == 0) {
                     let help = "every request is answered 500; give a service a weight";
                     self.warn(to.span, "every weight is 0", help);
                 }
@@ -351,6 +390,17 @@ impl Lower<'_> {
                 None
             }
         }
+    }
+
+    /// The header edits of one service; what is wrong with them is reported.
+    fn edits(&mut self, target: &raw::Target) -> Option<Arc<CalleeEdits>> {
+        let mut read = |edits: Option<&Edits>| {
+            let read = edits.map(FieldEdits::read).transpose();
+            read.map_err(|e| self.errors.push(e)).ok().flatten().unwrap_or_default()
+        };
+        let edits = CalleeEdits { request: read(target.request.as_ref()), response: read(target.response.as_ref()) };
+        let none = edits.request.is_empty() && edits.response.is_empty();
+        (!none).then(|| Arc::new(edits))
     }
 
     fn redirect(&mut self, raw: &raw::Redirect, route: &Node) -> Option<Redirect> {

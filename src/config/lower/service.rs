@@ -6,7 +6,7 @@ use std::sync::Arc;
 use onehop_filters::contract::section::{Value, suggest};
 use onehop_filters::contract::{Node, Span, Spot};
 
-use super::super::plan::{Fallback, Protocol, Service, UpstreamTls};
+use super::super::plan::{Fallback, Protocol, SendProxy, Service, UpstreamTls};
 use super::super::raw;
 use super::section::{keys, without};
 use super::{Lower, Slot};
@@ -64,6 +64,10 @@ impl Lower<'_> {
             connect_timeout: raw.connect_timeout.value.0,
             fallback,
             pool_idle: raw.idle_timeout.0,
+            proxy_protocol: raw.proxy_protocol.map(|version| match version {
+                raw::SendProxy::V1 => SendProxy::V1,
+                raw::SendProxy::V2 => SendProxy::V2,
+            }),
         })
     }
 

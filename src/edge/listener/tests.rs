@@ -30,6 +30,7 @@ fn listener(name: &str) -> Listener {
         bind: Bind::Tcp("127.0.0.1:0".parse().unwrap()),
         h1: true,
         h2: true,
+        tcp: None,
         tls: None,
         trusted: Arc::from([]),
         proxy_protocol: ProxyProtocol::None,

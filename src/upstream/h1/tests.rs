@@ -541,12 +541,13 @@ async fn nothing_written_proves_that_nothing_ran_and_keeps_the_body() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = Address::Tcp(listener.local_addr().unwrap());
     let dialer = Dialer { tls: None, name: None };
-    let (dialed, accepted) = tokio::join!(dialer.oneshot(Dial { address, offer: Offer::H1 }), listener.accept());
+    let (dialed, accepted) =
+        tokio::join!(dialer.oneshot(Dial { address, offer: Offer::H1, preface: Vec::new() }), listener.accept());
     // A reset on the loopback has arrived when this returns.
     socket2::SockRef::from(&accepted.as_ref().unwrap().0).set_linger(Some(Duration::ZERO)).unwrap();
     drop(accepted);
     let shard = Shard::new(Settings::new("s"));
-    let conn = Box::new(super::Conn::new(dialed.unwrap().wire, std::sync::Weak::new(), shard.open(1)));
+    let conn = Box::new(super::Conn::new(dialed.unwrap().wire, std::sync::Weak::new(), shard.open(1, 1)));
     let (feed, mut body) = channel();
     feed.send(Frame::data(Bytes::from_static(b"whole"))).await.unwrap();
     drop(feed);
@@ -562,6 +563,7 @@ async fn nothing_written_proves_that_nothing_ran_and_keeps_the_body() {
         expect_continue: false,
         upgrade: None,
         grpc: false,
+        client: None,
     };
     let limits = super::Limits { head: 1024, requests: 1 };
     let failed = super::send(conn, &head, &mut body, None, limits).await.err().unwrap();

@@ -111,6 +111,7 @@ mod tests {
             expect_continue: false,
             upgrade: None,
             grpc: false,
+            client: None,
         };
         let request = request(&head, Coding::Length(7), false).expect("a request");
         let mut all: Vec<_> =

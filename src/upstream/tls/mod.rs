@@ -62,6 +62,8 @@ pub enum Offer {
     H1,
     /// Only HTTP/2.
     H2,
+    /// No protocol: the bytes are not ours to know.
+    Bytes,
 }
 
 /// Client side of TLS as one service wants it. Holds the session cache: keep the value across reloads that leave
@@ -70,6 +72,7 @@ pub struct ClientTls {
     both: TlsConnector,
     h1: TlsConnector,
     h2: TlsConnector,
+    bytes: TlsConnector,
     sni: Option<ServerName<'static>>,
     /// Names are not compared (an allow-list is, or nothing): any name serves for SNI.
     nameless: bool,
@@ -112,6 +115,7 @@ impl ClientTls {
             both: offering(&[b"h2", b"http/1.1"]),
             h1: offering(&[b"http/1.1"]),
             h2: offering(&[b"h2"]),
+            bytes: offering(&[]),
             sni,
             nameless: tls.insecure || listed(tls),
             live,
@@ -139,9 +143,7 @@ impl ClientTls {
     /// The configuration itself, for health checks. Offers no protocol by ALPN.
     #[must_use]
     pub fn config(&self) -> Arc<ClientConfig> {
-        let mut config = self.h1.config().as_ref().clone();
-        config.alpn_protocols.clear();
-        Arc::new(config)
+        self.bytes.config().clone()
     }
 
     /// Name to ask for: `sni`, else the host as written in discovery, else the endpoint's own address.
@@ -170,6 +172,7 @@ impl ClientTls {
             Offer::Both => &self.both,
             Offer::H1 => &self.h1,
             Offer::H2 => &self.h2,
+            Offer::Bytes => &self.bytes,
         }
     }
 }

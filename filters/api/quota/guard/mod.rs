@@ -102,9 +102,9 @@ impl Filter for Guard {
         let id = || By::Ip.id(rq).unwrap_or_default();
         let meter = Meter::Rolling(self.rate, now());
         let charge = if rq.dry_run {
-            self.cells.look(key, id, |cell| meter.peek(cell, 1))
+            self.cells.look(key, id, |cell| meter.try_peek(cell, 1))
         } else {
-            self.cells.with(key, meter, id, |cell| meter.charge(cell, 1))
+            self.cells.with(key, meter, id, |cell| meter.try_charge(cell, 1))
         };
         if charge.allowed {
             return Step::NEXT;

@@ -5,8 +5,10 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use crate::contract::section::Spot;
 use crate::contract::units;
 use crate::contract::units::Percent;
+use crate::mesh::balance::zones::Zones;
 
 /// The section.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
@@ -29,6 +31,11 @@ pub struct Section {
     /// Below this share of available endpoints all are used, ejected ones included; `0%` turns it off. Default `50%`.
     #[schemars(extend("default" = "50%"))]
     pub panic_threshold: Option<Percent>,
+    /// A priority or zone keeps all of its load until fewer than one in this many of its endpoints are available. Default 1.4.
+    #[schemars(extend("default" = 1.4))]
+    pub overprovisioning: Option<Spot<f64>>,
+    /// Preference for the zone that this process runs in (`runtime.zone`).
+    pub zones: Option<Spot<Zones>>,
 }
 
 /// What the section means.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use self::config::{Section, Settings};
 use self::core::PeakEwma;
-use super::config::{read, rules};
+use super::config::{Keys, read, zoned};
 use super::pool::{Pool, Rules};
 use crate::contract::mesh::{Balance, Endpoint, Picker, TryOutcome};
 use crate::contract::section::{ConfigError, Node};
@@ -27,7 +27,9 @@ pub const ENTRY: Entry = Entry {
 
 fn build(section: Option<&Node>, build: &mut Build<'_>) -> Result<Arc<dyn Balance>, ConfigError> {
     let s: Section = read(section)?;
-    Ok(Arc::new(Policy { settings: s.settings(), rules: rules(s.slow_start, s.panic_threshold, build) }))
+    let keys =
+        Keys { slow_start: s.slow_start, panic: s.panic_threshold, overprovisioning: s.overprovisioning.as_ref() };
+    Ok(Arc::new(Policy { settings: s.settings(), rules: zoned(&keys, s.zones.as_ref(), build)? }))
 }
 
 struct Policy {

@@ -89,7 +89,7 @@ pub fn parse(text: &[u8]) -> Result<Vec<Found>, String> {
             .chain([("datacenter".to_owned(), instance.node.datacenter)])
             .chain(meta);
         let labels = labels.collect();
-        found.push(Found { address, weight, zone: zone.unwrap_or_default().into(), priority: 0, labels });
+        found.push(Found { weight, zone: zone.unwrap_or_default().into(), labels, ..Found::at(address) });
     }
     Ok(merge(found))
 }

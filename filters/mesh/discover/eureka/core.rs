@@ -98,7 +98,7 @@ pub fn parse(text: &[u8], secure: bool) -> Result<Vec<Found>, String> {
         let weight = metadata.get("weight").and_then(Value::as_str).and_then(|w| w.parse().ok()).unwrap_or(1);
         let labels = metadata.iter().filter_map(|(name, value)| Some((name.as_str(), value.as_str()?)));
         let labels = labels.filter(|(name, _)| !name.starts_with('@')).collect();
-        found.push(Found { address, weight, zone, priority: 0, labels });
+        found.push(Found { weight, zone, labels, ..Found::at(address) });
     }
     Ok(merge(found))
 }

@@ -56,7 +56,7 @@ pub fn parse(text: &[u8]) -> Result<Vec<Found>, String> {
         let zone = metadata.get("zone").and_then(Value::as_str).unwrap_or_default().into();
         let labels = metadata.iter().filter_map(|(name, value)| Some((name.as_str(), value.as_str()?)));
         let labels = labels.chain([("cluster", instance.cluster_name.as_str())]).collect();
-        Some(Found { address, weight: hundredfold(instance.weight), zone, priority: 0, labels })
+        Some(Found { weight: hundredfold(instance.weight), zone, labels, ..Found::at(address) })
     })))
 }
 
