@@ -189,8 +189,8 @@ impl Flight {
 pub(super) struct Tried {
     /// Those it was sent to.
     pub once: SmallVec<[u64; 4]>,
-    /// Those, and others of the same zones; empty unless another zone is preferred.
-    zones: Vec<u64>,
+    /// Those, and others of the same zones, where another zone is preferred. Boxed: every request would move it.
+    zones: Option<Box<Vec<u64>>>,
 }
 
 impl Tried {
@@ -198,7 +198,7 @@ impl Tried {
     const MOST: usize = 256;
 
     fn all(&self) -> &[u64] {
-        if self.zones.is_empty() { &self.once } else { &self.zones }
+        self.zones.as_ref().map_or(&self.once, |zones| zones)
     }
 
     /// A try at this endpoint failed; those beside it may be no better.
@@ -206,10 +206,11 @@ impl Tried {
         if endpoint.zone.is_empty() {
             return;
         }
-        self.zones.extend_from_slice(&self.once);
+        let zones = self.zones.get_or_insert_default();
+        zones.extend_from_slice(&self.once);
         let members = service.cluster.members();
         let near = members.endpoints.iter().filter(|e| e.zone == endpoint.zone).map(|e| e.id);
-        self.zones.extend(near.take(Self::MOST));
+        zones.extend(near.take(Self::MOST));
     }
 }
 
@@ -315,16 +316,15 @@ async fn tries(ex: &mut Exchange, view: &Arc<View>, wants: &Wants<'_>, position:
 
         let until = retry.per_try_timeout().map_or(ex.cx.deadline, |limit| ex.cx.deadline.min(begun + limit));
         let span = if ex.cx.trace.sampled { super::seed() | 1 } else { ex.cx.trace.span };
-        let flight = Flight { place, endpoint, begun, until, span };
-        let (mut flight, sent) = match hedge.filter(|_| replay.is_some() || !has_body) {
-            None => {
-                let sent = send(ex, wants, &target.upstream, &flight.endpoint, until, span).await;
-                (flight, sent)
-            }
+        let mut flight = Flight { place, endpoint, begun, until, span };
+        let sent = match hedge.filter(|_| replay.is_some() || !has_body) {
+            None => send(ex, wants, &target.upstream, &flight.endpoint, until, span).await,
             Some(hedge) => {
                 let (replay, tried) = (replay.as_ref(), &mut tried);
                 let race = hedge::Race { view, position, wants, hedge, priority, hash, replay, tried };
-                Box::pin(hedge::race(ex, race, flight)).await
+                let (won, sent) = Box::pin(hedge::race(ex, race, flight)).await;
+                flight = won;
+                sent
             }
         };
         let tries = ex.tally.attempts;
@@ -430,7 +430,7 @@ pub(super) fn pick(
         let mut cx = Pick { now, seed: super::seed(), hash, tried: refused.as_deref().unwrap_or(tried.all()) };
         let Some(mut endpoint) = service.pick(&cx) else { break };
         // All that was to be avoided is all there is: then at least not the same one again.
-        if !tried.zones.is_empty() && cx.tried.contains(&endpoint.id) {
+        if tried.zones.is_some() && cx.tried.contains(&endpoint.id) {
             cx.tried = &tried.once;
             endpoint = service.pick(&cx).unwrap_or(endpoint);
         }
