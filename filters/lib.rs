@@ -62,9 +62,13 @@ pub const BUILTIN: &[Entry] = &[
     mesh::balance::peak_ewma::ENTRY,
     mesh::balance::ring_hash::ENTRY,
     mesh::balance::maglev::ENTRY,
+    mesh::balance::utilization::ENTRY,
     mesh::retry::ENTRY,
     mesh::adaptive_concurrency::ENTRY,
     mesh::circuit_breaker::ENTRY,
     mesh::outlier_detection::ENTRY,
     mesh::health_check::ENTRY,
+    // The first that knows an endpoint decides.
+    mesh::endpoint_override::ENTRY,
+    mesh::session_persistence::ENTRY,
 ];

@@ -171,7 +171,8 @@ fn write(text: &mut String, view: &Snapshot, found: &Hypothetical) {
             line(format!("asks for {}", found.target));
             for i in split.positions() {
                 let target = &view.targets[i];
-                line(format!("service {} {}", target.service.name, target.service.view()));
+                let subset = target.service.subset.as_ref().map_or_else(String::new, |s| format!(" subset {}", s.name));
+                line(format!("service {}{subset} {}", target.service.name, target.service.view()));
             }
         }
     }

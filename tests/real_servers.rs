@@ -25,6 +25,8 @@ mod grpc;
 mod grpc_web;
 #[path = "real/h2spec.rs"]
 mod h2spec;
+#[path = "real/introspection.rs"]
+mod introspection;
 #[path = "real/jwks.rs"]
 mod jwks;
 #[path = "real/kubernetes.rs"]
@@ -45,6 +47,8 @@ mod redis;
 mod registries;
 #[path = "real/tls.rs"]
 mod tls;
+#[path = "real/transcode.rs"]
+mod transcode;
 #[path = "real/websocket.rs"]
 mod websocket;
 #[path = "real/xds.rs"]

@@ -14,6 +14,8 @@ mod failure;
 mod hedge;
 #[path = "resilience/overload.rs"]
 mod overload;
+#[path = "resilience/rolling.rs"]
+mod rolling;
 #[path = "resilience/start.rs"]
 mod start;
 

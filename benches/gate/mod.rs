@@ -150,6 +150,39 @@ pub struct PerRoute {
     pub reload: usize,
 }
 
+/// What one more endpoint keeps, in bytes, in a configuration of many services with ten each.
+pub fn kept_by_an_endpoint() -> usize {
+    const SERVICES: usize = 100;
+    let config = |endpoints: usize| {
+        let mut yaml = "version: 1\nadmin: { bind: none }\nruntime: { workers: 1 }\n\
+                        listeners: { api: { bind: 127.0.0.1:0 } }\nroutes:\n- { name: r, to: s000 }\nservices:\n"
+            .to_owned();
+        for i in 0..SERVICES {
+            let all: Vec<String> = (0..endpoints)
+                .map(|n| {
+                    format!("{{ address: \"10.{}.{i}.{n}:8080\", zone: a, labels: {{ version: v{} }} }}", n % 7, n % 2)
+                })
+                .collect();
+            yaml += &format!("  s{i:03}: {{ discover: {{ static: [{}] }} }}\n", all.join(", "));
+        }
+        yaml
+    };
+    let weigh = |endpoints: usize| {
+        let dir = std::env::current_dir().expect("a working directory");
+        let source = || vec![Source::Text { name: "gate.yaml".to_owned(), text: config(endpoints), dir: dir.clone() }];
+        let source = source();
+        let before = counting::live();
+        let hop =
+            Hop::start(source, onehop_filters::BUILTIN).unwrap_or_else(|e| panic!("the configuration is good: {e}"));
+        let kept = counting::live() - before;
+        hop.stop(std::time::Duration::from_secs(1));
+        kept
+    };
+    weigh(1);
+    let (few, many) = (weigh(1), weigh(10));
+    many.saturating_sub(few) / (SERVICES * 9)
+}
+
 /// Weighs a route: a name, a prefix, a service.
 pub fn routes() -> PerRoute {
     const FEW: usize = 10;

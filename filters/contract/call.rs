@@ -47,6 +47,8 @@ pub enum Optional {
     Mirror,
     /// Spans.
     Tracing,
+    /// Checks of messages that would refuse none.
+    Validation,
 }
 
 impl std::fmt::Debug for dyn Services {

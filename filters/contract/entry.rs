@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::call::ServiceId;
 use super::filter::{Authenticator, Filter};
-use super::mesh::{Balance, Discover, Endpoint, Gate, Retry};
+use super::mesh::{Affinity, Balance, Discover, Endpoint, Gate, Retry};
 use super::metrics::Registry;
 use super::principal::{Consumer, Plan};
 use super::section::{ConfigError, Node, Span, Spot};
@@ -64,6 +64,9 @@ pub enum Role {
     Gate(fn(Option<&Node>, &mut Build<'_>) -> Result<Option<Arc<dyn Gate>>, ConfigError>),
     /// The retry policy, key `retry` on a service. Built for every service.
     Retry(fn(Option<&Node>, &mut Build<'_>) -> Result<Arc<dyn Retry>, ConfigError>),
+    /// What binds requests to endpoints, a key on a service. Built only where the key stands; asked in the order of the
+    /// list of entries.
+    Affinity(fn(&Node, &mut Build<'_>) -> Result<Arc<dyn Affinity>, ConfigError>),
     /// Active health checks, key `healthCheck` on a service. Built only where the key stands.
     Check(fn(&Node, &mut Build<'_>) -> Result<Arc<dyn Check>, ConfigError>),
 }
@@ -109,6 +112,10 @@ pub struct RouteView<'a> {
 pub trait Check: Send + Sync + 'static {
     /// Runs for ever; `members` gives the current endpoints; dropped when the service is gone.
     fn run(&self, members: Members, tls: Option<CheckTls>) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+    /// Whether endpoints that join from now on are unhealthy until they pass.
+    fn starts_unhealthy(&self) -> bool {
+        false
+    }
 }
 
 /// Gives the current endpoints of a service; `None` once the service is gone.

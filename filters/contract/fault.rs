@@ -93,6 +93,7 @@ reasons! {
     Draining            "draining"             SERVICE_UNAVAILABLE Proxy "proxy_internal_response" "The proxy is shutting down.";
     NoEndpoint          "no-endpoint"          SERVICE_UNAVAILABLE Proxy "destination_unavailable" "The service has no endpoint.";
     NoHealthyEndpoint   "no-healthy-endpoint"  SERVICE_UNAVAILABLE Proxy "destination_unavailable" "The service has no healthy endpoint.";
+    EmptySubset         "empty-subset"         SERVICE_UNAVAILABLE Proxy "destination_unavailable" "No endpoint of the service carries the labels of the subset.";
     BreakerOpen         "breaker-open"         SERVICE_UNAVAILABLE Proxy "connection_limit_reached" "The circuit breaker refused the request.";
     PendingOverflow     "pending-overflow"     SERVICE_UNAVAILABLE Proxy "connection_limit_reached" "Too many requests wait for the service.";
     PendingTimeout      "pending-timeout"      SERVICE_UNAVAILABLE Proxy "connection_limit_reached" "The request waited too long for the service.";

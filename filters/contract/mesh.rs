@@ -12,9 +12,11 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use http::HeaderMap;
 
+use super::body::Body;
 use super::clock::Moment;
 use super::fault::{Fault, Proof, Reason};
 use super::principal::Priority;
+use super::request::RequestCx;
 
 /// Where an endpoint listens.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -89,6 +91,12 @@ pub struct EndpointState {
     pub restored_at: AtomicU64,
     /// One probe is in flight (half-open).
     pub probing: AtomicBool,
+    /// What it can carry by its own reports of load (requests a second), as `f64` bits; 0 = it never said.
+    pub capacity: AtomicU64,
+    /// When it first reported, since it last did not for long ([`Moment`]).
+    pub reporting_since: AtomicU64,
+    /// When it last reported ([`Moment`]).
+    pub reported_at: AtomicU64,
     /// 0 unknown, 1 healthy, 2 unhealthy by active check.
     pub health: AtomicU8,
     /// When it joined ([`Moment`]); 0 = at start, no slow start.
@@ -107,6 +115,11 @@ impl Endpoint {
     pub fn new(id: u64, address: Address, zone: Arc<str>, priority: u32, weight: u32) -> Self {
         let (weight, labels) = (AtomicU32::new(weight), ArcSwap::default());
         Self { id, address, zone, priority, weight, labels, identity: None, state: EndpointState::default() }
+    }
+    /// Its id within a service: the same in every process.
+    #[must_use]
+    pub fn id_of(service: &str, address: &Address) -> u64 {
+        stable_hash(&[service.as_bytes(), address.to_string().as_bytes()])
     }
     /// What its source says of it. Changes in place; a policy that looks at it does so when it indexes the set.
     #[must_use]
@@ -186,13 +199,16 @@ impl Found {
 /// Names and values that a source attaches to an endpoint (tags, metadata, labels): what subsets are made of. None cost
 /// no allocation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Labels(Option<Arc<BTreeMap<Box<str>, Box<str>>>>);
+pub struct Labels(Option<Arc<[Label]>>);
+
+/// A name and its value.
+type Label = (Box<str>, Box<str>);
 
 impl Labels {
     /// The value of a name.
     #[must_use]
     pub fn find(&self, name: &str) -> Option<&str> {
-        self.0.as_ref()?.get(name).map(|value| &**value)
+        self.iter().find(|(known, _)| *known == name).map(|(_, value)| value)
     }
     /// All of them, in the order of their names.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
@@ -202,8 +218,10 @@ impl Labels {
 
 impl<N: Into<Box<str>>, V: Into<Box<str>>> FromIterator<(N, V)> for Labels {
     fn from_iter<I: IntoIterator<Item = (N, V)>>(pairs: I) -> Self {
-        let all: BTreeMap<_, _> = pairs.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
-        Self((!all.is_empty()).then(|| Arc::new(all)))
+        let all: BTreeMap<Box<str>, Box<str>> =
+            pairs.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
+        // A list of what is there: a node of a map has room for eleven, and there may be an endpoint for each.
+        Self((!all.is_empty()).then(|| all.into_iter().collect()))
     }
 }
 
@@ -243,13 +261,36 @@ pub trait Balance: Send + Sync + 'static {
     /// Prepares to pick from this set (tables, rings); called on the control thread whenever the set changes.
     fn index(&self, endpoints: Arc<[Arc<Endpoint>]>) -> Box<dyn Picker>;
     /// The hash of the request this policy wants, if it hashes.
-    fn hash(&self, rq: &super::RequestCx) -> Option<u64> {
+    fn hash(&self, rq: &RequestCx) -> Option<u64> {
         let _ = rq;
         None
     }
     /// Feeds a finished try back (EWMA).
     fn observe(&self, endpoint: &Endpoint, outcome: &TryOutcome<'_>, now: Moment) {
         let _ = (endpoint, outcome, now);
+    }
+    /// An answer that was passed on ended with this gRPC status, which is not 0.
+    fn ended(&self, endpoint: &Endpoint, grpc: u32, now: Moment) {
+        let _ = (endpoint, grpc, now);
+    }
+    /// Whether [`Balance::answered`] does anything; asked once.
+    fn takes_answers(&self) -> bool {
+        false
+    }
+    /// An answer on its way to the caller: may take fields out that are meant for balancers, and look at trailers.
+    fn answered(&self, endpoint: &Arc<Endpoint>, headers: &mut HeaderMap, body: &mut Body) {
+        let _ = (endpoint, headers, body);
+    }
+}
+
+/// Binds requests to endpoints: a session, an endpoint that a caller names. The balancer decides where it knows none, or
+/// where the endpoint is not available.
+pub trait Affinity: Send + Sync + 'static {
+    /// [`Endpoint::id`] of the endpoint that this request belongs to. Takes what says so out of the request. Asked once.
+    fn wanted(&self, rq: &mut RequestCx) -> Option<u64>;
+    /// An endpoint answered: may add to [`RequestCx::reply_headers`] what binds the caller to it.
+    fn answered(&self, rq: &mut RequestCx, endpoint: &Endpoint) {
+        let _ = (rq, endpoint);
     }
 }
 

@@ -5,10 +5,12 @@ pub mod balance;
 pub mod chance;
 pub mod circuit_breaker;
 pub mod discover;
+pub mod endpoint_override;
 pub mod health_check;
 pub mod outlier_detection;
 mod places;
 pub mod retry;
+pub mod session_persistence;
 mod verdict;
 
 #[cfg(test)]

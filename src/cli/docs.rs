@@ -50,7 +50,7 @@ const fn place(role: &Role) -> &'static str {
         Role::Credential(_) => "consumers.NAME",
         Role::Discover(_) => "services.NAME.discover",
         Role::Balance(_) => "loadBalancer.policy",
-        Role::Gate(_) | Role::Retry(_) | Role::Check(_) => "services.NAME",
+        Role::Gate(_) | Role::Retry(_) | Role::Affinity(_) | Role::Check(_) => "services.NAME",
     }
 }
 

@@ -170,7 +170,9 @@ fn complete(root: &mut Shown, entry: &Entry, schema: &Schema<'_>) {
                 }
             }
         }
-        Role::Check(_) => root.sections("services").filter_map(|s| s.get_mut(name)).for_each(|s| schema.apply(s)),
+        Role::Affinity(_) | Role::Check(_) => {
+            root.sections("services").filter_map(|s| s.get_mut(name)).for_each(|s| schema.apply(s))
+        }
     }
 }
 

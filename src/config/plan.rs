@@ -2,13 +2,14 @@
 //! What filters own stays a [`Node`] until `snapshot/compile` hands it to them.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderMap, Method, StatusCode};
 use ipnet::IpNet;
+use onehop_filters::contract::networks::Networks;
 use onehop_filters::contract::principal::Priority;
 use onehop_filters::contract::{ConfigError, FieldEdits, Node, Optional, Span, Spot};
 
@@ -99,12 +100,30 @@ pub struct Listener {
     pub capture: Option<Capture>,
     /// `unknownHosts: passthrough`; default deny.
     pub passthrough: bool,
+    /// `ipRules`: who may connect; `None` = everybody.
+    pub clients: Option<Arc<Clients>>,
     pub limits: Limits,
     pub paths: Paths,
     /// `via: true` adds a Via field both ways (RFC 9110 section 7.6.3).
     pub via: bool,
     /// `acceptBalance: true`: one acceptor hands connections to workers in turn, for few long h2 connections.
     pub accept_balance: bool,
+}
+
+/// `listeners.NAME.ipRules`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Clients {
+    /// `None`: everybody. Empty: nobody.
+    pub allow: Option<Networks>,
+    pub deny: Networks,
+}
+
+impl Clients {
+    /// Whether an address may connect.
+    #[must_use]
+    pub fn admit(&self, ip: IpAddr) -> bool {
+        !self.deny.contains(ip) && self.allow.as_ref().is_none_or(|allow| allow.contains(ip))
+    }
 }
 
 /// What is known of a connection of a TCP listener before it is passed on.
@@ -165,6 +184,8 @@ pub struct Limits {
     pub body: Option<u64>,
     pub streams: u32,
     pub connections: usize,
+    /// `connectionsPerClient`; `None` = no limit.
+    pub per_client: Option<usize>,
     pub head_timeout: Duration,
     pub body_idle_timeout: Duration,
     pub idle_timeout: Duration,
@@ -224,10 +245,10 @@ pub struct Route {
     pub sticky: Option<Sticky>,
     /// `carry.deadline: inherit`: the caller's deadline counts, whoever it is.
     pub inherit_deadline: bool,
-    /// `carry.identity`: a call is made for the user of the incoming call that it is tied to.
-    pub carry_identity: bool,
     /// It is on TCP listeners: `hosts` are server names, and nothing is known of requests.
     pub tcp: bool,
+    /// `carry.identity`: a call is made for the user of the incoming call that it is tied to.
+    pub carry_identity: bool,
 }
 
 /// `routes[n].sticky`.
@@ -272,6 +293,8 @@ pub enum ValueMatch {
 #[derive(Clone, Debug)]
 pub struct Callee {
     pub service: String,
+    /// One of its subsets; `None`: all of its endpoints.
+    pub subset: Option<String>,
     /// Share of the requests; 0 = none.
     pub weight: u32,
     /// Header edits of this service alone; `None` = none.
@@ -341,8 +364,45 @@ pub struct Service {
     pub fallback: Option<Fallback>,
     /// `idleTimeout` of pooled connections, default 55 s.
     pub pool_idle: Duration,
+    /// `subsets`, by name: labels that each endpoint of one carries.
+    pub subsets: BTreeMap<String, BTreeMap<String, String>>,
     /// `proxyProtocol`: what each connection begins with.
     pub proxy_protocol: Option<SendProxy>,
+    /// `connections`.
+    pub connections: Connections,
+}
+
+/// `services.NAME.connections`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Connections {
+    /// `maxRequests`; `u64::MAX` = no limit.
+    pub max_requests: u64,
+    /// `maxAge`.
+    pub max_age: Option<Duration>,
+    /// `h2.maxPerEndpoint`, per worker.
+    pub h2_max: usize,
+    /// `h2.maxStreams`.
+    pub h2_streams: usize,
+    /// `h2.pingInterval`; `None` = never.
+    pub ping: Option<Duration>,
+    /// `h2.pingTimeout`.
+    pub pong: Duration,
+    /// `h2.pingIdle`.
+    pub ping_idle: bool,
+}
+
+impl Default for Connections {
+    fn default() -> Self {
+        Self {
+            max_requests: u64::MAX,
+            max_age: None,
+            h2_max: 8,
+            h2_streams: 100,
+            ping: Some(Duration::from_secs(30)),
+            pong: Duration::from_secs(20),
+            ping_idle: false,
+        }
+    }
 }
 
 /// `services.NAME.proxyProtocol`.

@@ -38,7 +38,7 @@ words! {
     /// PROXY protocol, version 1 or 2, in front of the connection.
     ProxyProtocol { #[default] None = "none", Optional = "optional", Required = "required", }
     /// Work that no caller waits for.
-    Optional { #[default] Mirror = "mirror", Tracing = "tracing", }
+    Optional { #[default] Mirror = "mirror", Tracing = "tracing", Validation = "validation", }
     /// How strict the defaults are.
     Exposure { #[default] Edge = "edge", Mesh = "mesh", }
     /// Which side of the application a sidecar's listener serves.
@@ -100,6 +100,9 @@ section! {
         /// Default deny.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         unknown_hosts: Option<UnknownHosts>,
+        /// Who may connect at all.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        ip_rules: Option<Spot<Clients>>,
         #[serde(default)]
         limits: Limits,
         #[serde(default)]
@@ -110,6 +113,17 @@ section! {
         /// One acceptor hands connections to workers in turn.
         #[serde(default)]
         accept_balance: bool,
+    }
+
+    /// Which addresses may connect: those of the socket, or of the PROXY header, before TLS and before any route. Never what
+    /// forwarding fields say; for those there is `ipRules` of a route. Connections that stand are not judged again.
+    Clients {
+        /// Addresses and networks; the client must be in one of them. An empty list allows nobody. Default everybody.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        allow: Option<Vec<Spot<String>>>,
+        /// Addresses and networks; the client may be in none of them. Wins over `allow`.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        deny: Vec<Spot<String>>,
     }
 
     /// TLS of a listener: `mode`, or certificates.
@@ -156,6 +170,9 @@ section! {
         /// Open connections.
         #[serde(default = "Limits::default_connections")]
         connections: Spot<u64>,
+        /// Open connections of one client: of an IPv4 address, or of the 64 bits that name an IPv6 network. Default no limit.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        connections_per_client: Option<Spot<u64>>,
         #[serde(default = "Limits::default_handshake")]
         head_timeout: Duration,
         #[serde(default = "Limits::default_body_idle")]
@@ -271,6 +288,9 @@ section! {
     /// One of several services.
     Target {
         service: Spot<String>,
+        /// One of the service's `subsets`: only its endpoints.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        subset: Option<Spot<String>>,
         /// Share of the requests; 0 = none.
         #[serde(default = "Target::default_weight")]
         weight: Spot<u64>,
@@ -337,9 +357,47 @@ section! {
         /// connection of a caller, never shared between callers. Default none.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         proxy_protocol: Option<SendProxy>,
+        /// How long pooled connections serve, and how many there are.
+        #[serde(default)]
+        connections: Connections,
         /// What answers when no endpoint can.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         fallback: Option<Fallback>,
+        /// Parts of the endpoints, each by labels that all of its endpoints carry: `v2: { version: v2 }`. Routes name
+        /// them in `to`.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        subsets: BTreeMap<String, BTreeMap<String, String>>,
+    }
+
+    /// Pooled connections of a service. Whoever is replaced ends after what it carries.
+    Connections {
+        /// Requests of a connection, then it is replaced. Default no limit.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        max_requests: Option<Spot<u64>>,
+        /// Age of a connection (of HTTP/2, give or take a tenth); then it is replaced. Default no limit.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        max_age: Option<Spot<Duration>>,
+        #[serde(default)]
+        h2: Connections2,
+    }
+
+    /// HTTP/2 connections of a service.
+    Connections2 {
+        /// Per endpoint and worker; one more is opened when the streams of those before are taken. Beyond that, streams wait.
+        #[serde(default = "Connections2::default_max_per_endpoint")]
+        max_per_endpoint: Spot<u64>,
+        /// Streams of one connection at once; fewer if the endpoint takes fewer.
+        #[serde(default = "Connections2::default_max_streams")]
+        max_streams: Spot<u64>,
+        /// A connection in use is pinged this often; `0s` = never.
+        #[serde(default = "Connections2::default_ping_interval")]
+        ping_interval: Duration,
+        /// Without an answer to a ping for this long the connection is dead.
+        #[serde(default = "Connections2::default_ping_timeout")]
+        ping_timeout: Spot<Duration>,
+        /// Also pings connections that carry nothing.
+        #[serde(default)]
+        ping_idle: bool,
     }
 
     /// TLS to a service: always verified, unless `insecureSkipVerify` is typed.
@@ -527,11 +585,16 @@ all_defaults! {
     Admin { bind: Self::default_bind() }
     Limits {
         head: Self::default_head(), uri: Self::default_uri(), fields: Self::default_fields(), body: None,
-        streams: Self::default_streams(), connections: Self::default_connections(),
+        streams: Self::default_streams(), connections: Self::default_connections(), connections_per_client: None,
         head_timeout: Self::default_handshake(), body_idle_timeout: Self::default_body_idle(),
         idle_timeout: Self::default_idle(), tls_timeout: Self::default_handshake(), requests: None,
     }
     Paths { escaped_slashes: None, underscores: None }
+    Connections { max_requests: None, max_age: None, h2: Connections2::default() }
+    Connections2 {
+        max_per_endpoint: Self::default_max_per_endpoint(), max_streams: Self::default_max_streams(),
+        ping_interval: Self::default_ping_interval(), ping_timeout: Self::default_ping_timeout(), ping_idle: false,
+    }
     Timeouts { request: Self::default_request(), idle: Self::default_idle() }
     Telemetry {
         access_log: None, tracing: None, debug_header: Self::default_debug(), log: Self::default_log(),
@@ -641,6 +704,21 @@ impl Service {
     /// Below the 60 s after which many servers close an idle connection, so that we close first.
     const fn default_idle() -> Duration {
         seconds(55)
+    }
+}
+
+impl Connections2 {
+    fn default_max_per_endpoint() -> Spot<u64> {
+        unplaced(8)
+    }
+    fn default_max_streams() -> Spot<u64> {
+        unplaced(100)
+    }
+    const fn default_ping_interval() -> Duration {
+        seconds(30)
+    }
+    fn default_ping_timeout() -> Spot<Duration> {
+        unplaced(seconds(20))
     }
 }
 

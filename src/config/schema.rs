@@ -95,7 +95,7 @@ impl ByRole {
             Role::Credential(_) => &mut self.consumer,
             Role::Discover(_) => &mut self.discover,
             Role::Balance(_) => &mut self.balance,
-            Role::Gate(_) | Role::Retry(_) | Role::Check(_) => &mut self.service,
+            Role::Gate(_) | Role::Retry(_) | Role::Affinity(_) | Role::Check(_) => &mut self.service,
         };
         map.insert(entry.name.to_owned(), described);
     }

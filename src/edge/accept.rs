@@ -18,6 +18,7 @@ use tokio::runtime::Handle;
 
 use super::accept_greet::{Arrival, NOWHERE};
 use super::accept_io::{Io, Plain};
+use super::guard::Place;
 use super::listener_state::{ListenerState, Port, Settings};
 pub use super::serve::Alpn;
 use crate::runtime::{Phase, Ticket};
@@ -48,6 +49,8 @@ pub struct Accepted {
 pub struct Permit {
     open: Gauge,
     _ticket: Ticket,
+    /// Among those of its client, where they are limited.
+    pub(super) place: Option<Place>,
 }
 
 impl Drop for Permit {
@@ -139,7 +142,7 @@ impl Acceptance {
         };
         counts.accepted.inc();
         counts.open.add(1);
-        let permit = Permit { open: counts.open.clone(), _ticket: ticket };
+        let permit = Permit { open: counts.open.clone(), _ticket: ticket, place: None };
         // A unix socket has one acceptor for all workers.
         let in_turn = settings.plan.accept_balance || matches!(io, Plain::Unix(_));
         let arrival = Arrival { io, peer, settings, state, permit, handler: self.handler.clone() };

@@ -82,6 +82,8 @@ enum Greeting {
     Protocol,
     #[error(transparent)]
     Hello(#[from] HelloError),
+    #[error("the client's address is not welcome, or has too many connections")]
+    Unwelcome,
 }
 
 impl Arrival {
@@ -92,7 +94,7 @@ impl Arrival {
         })
     }
 
-    pub(super) fn begin(self) {
+    pub(super) fn begin(mut self) {
         if let Plain::Tcp(s) = &self.io {
             // Responses are written whole; waiting to fill a segment would only delay their ends.
             let _ = s.set_nodelay(true);
@@ -105,11 +107,32 @@ impl Arrival {
             ProxyProtocol::Optional => trusted,
             ProxyProtocol::Required => true,
         };
+        // Behind a PROXY header comes who is meant.
+        let guarded = plan.clients.is_some() || plan.limits.per_client.is_some();
+        if guarded && !proxied && !matches!(self.io, Plain::Unix(_)) && !self.welcome(self.peer.ip()) {
+            return;
+        }
+        let plan = &self.settings.plan;
         if proxied || self.settings.tls.is_some() || plan.tcp == Some(Tcp::Passthrough) {
             tokio::spawn(Box::pin(self.greet(proxied)));
             return;
         }
         self.in_the_clear(None, Bytes::new());
+    }
+
+    /// Whether this address may connect, and as often as it does; counted if not. Its place is held with the permit.
+    fn welcome(&mut self, ip: IpAddr) -> bool {
+        let (plan, counts) = (&self.settings.plan, &self.settings.counts);
+        if plan.clients.as_ref().is_some_and(|clients| !clients.admit(ip)) {
+            counts.forbidden.inc();
+            return false;
+        }
+        let Some(limit) = plan.limits.per_client else { return true };
+        self.permit.place = self.state.clients.enter(ip, limit);
+        if self.permit.place.is_none() {
+            counts.over_client_limit.inc();
+        }
+        self.permit.place.is_some()
     }
 
     /// PROXY header and TLS handshake, both before one deadline.
@@ -125,6 +148,10 @@ impl Arrival {
         let peer = self.peer;
         let greeting = timeout(limit, async {
             let (client, first) = if proxied { self.header().await? } else { (None, Bytes::new()) };
+            let meant = client.map_or(self.peer.ip(), |c| c.source.ip());
+            if proxied && (client.is_some() || !matches!(self.io, Plain::Unix(_))) && !self.welcome(meant) {
+                return Err(Greeting::Unwelcome);
+            }
             match self.settings.plan.tcp {
                 Some(Tcp::Passthrough) => self.overhear(client, first).await,
                 _ => self.secure(client, first).await,
@@ -140,6 +167,7 @@ impl Arrival {
                         Greeting::Tls(_) | Greeting::Names(_) | Greeting::Protocol | Greeting::Hello(_) => {
                             counts.tls_failed.inc();
                         }
+                        Greeting::Unwelcome => {}
                     }
                     tracing::debug!(listener = %name, %peer, %why, "connection refused");
                 }

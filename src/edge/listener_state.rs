@@ -8,6 +8,7 @@ use onehop_filters::contract::ConfigError;
 use onehop_filters::contract::metrics::{Counter, Gauge, Registry};
 use parking_lot::Mutex;
 
+use super::guard::Clients;
 use super::serve;
 use super::tls::{Acceptor, Tickets};
 use crate::config::Stamps;
@@ -41,6 +42,8 @@ pub struct ListenerState {
     pub address: Bind,
     /// Its own end, and its live connections.
     pub drain: Arc<Drain>,
+    /// Who holds how many of its connections.
+    pub(super) clients: Arc<Clients>,
     /// The certificate files that were refused last, and why. Control thread only.
     refused: Mutex<Option<(Stamps, String)>>,
 }
@@ -63,6 +66,8 @@ pub struct Settings {
 pub(super) struct Counts {
     pub(super) accepted: Counter,
     pub(super) over_limit: Counter,
+    pub(super) over_client_limit: Counter,
+    pub(super) forbidden: Counter,
     pub(super) proxy_failed: Counter,
     pub(super) tls_failed: Counter,
     pub(super) timed_out: Counter,
@@ -80,6 +85,8 @@ impl Counts {
         Self {
             accepted: counter("accepted"),
             over_limit: counter("over-limit"),
+            over_client_limit: counter("over-client-limit"),
+            forbidden: counter("forbidden"),
             proxy_failed: counter("proxy-failed"),
             tls_failed: counter("tls-failed"),
             timed_out: counter("timed-out"),
@@ -95,7 +102,13 @@ impl Counts {
 
 impl ListenerState {
     pub(super) fn new(settings: Settings, address: Bind) -> Self {
-        Self { settings: ArcSwap::from_pointee(settings), address, drain: Drain::new(), refused: Mutex::default() }
+        Self {
+            settings: ArcSwap::from_pointee(settings),
+            address,
+            drain: Drain::new(),
+            clients: Arc::default(),
+            refused: Mutex::default(),
+        }
     }
 
     /// The settings of now.

@@ -8,6 +8,7 @@ mod coalesce;
 mod conn;
 pub mod drain_signal;
 mod gate;
+mod guard;
 mod h1;
 mod h2;
 pub mod hello;

@@ -10,6 +10,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::server::TlsStream;
 
 use super::accept_io::{Plain, Rewind};
+use crate::runtime::keep_alive;
 
 /// The transport under HTTP.
 #[derive(Debug)]
@@ -50,6 +51,22 @@ impl Stream {
                 Plain::Unix(_) => {}
             },
             Self::Prefixed(prefixed) => prefixed.rest.reset_on_close(),
+        }
+    }
+}
+
+impl Stream {
+    /// Asks a peer that is quiet for long whether it is still there: one that vanished without a word is found out, and
+    /// devices on the way do not forget the connection.
+    pub fn keep_alive(&self) {
+        match self {
+            Self::Tcp(tcp) => keep_alive(tcp),
+            Self::Unix(_) => {}
+            Self::Tls(tls) => match tls.get_ref().0.socket() {
+                Plain::Tcp(tcp) => keep_alive(tcp),
+                Plain::Unix(_) => {}
+            },
+            Self::Prefixed(prefixed) => prefixed.rest.keep_alive(),
         }
     }
 }

@@ -84,6 +84,13 @@ impl Admission {
         true
     }
 
+    /// The answer, which was passed on, ended with this gRPC status.
+    pub fn ended(&self, grpc: u32) {
+        if let Some(endpoint) = self.endpoint.as_ref().filter(|_| grpc != 0) {
+            self.service().balance.ended(endpoint, grpc, now());
+        }
+    }
+
     /// Tells everybody who learns from tries.
     pub(super) fn observe(&mut self, outcome: &TryOutcome<'_>, now: Moment) {
         self.observed = true;
@@ -270,6 +277,7 @@ async fn tries(ex: &mut Exchange, view: &Arc<View>, wants: &Wants<'_>, position:
     let retry = &*service.retry;
     let priority = ex.cx.consumer.as_ref().map(|consumer| consumer.priority()).unwrap_or_default();
     let hash = service.balance.hash(&ex.cx);
+    let wanted = service.wanted(&mut ex.cx);
     let idempotent = idempotent(&ex.cx.method);
     let has_body = !ex.cx.body.is_end_stream();
     let replay = keep_body(&mut ex.cx.body, retry.attempts(), retry.body_limit());
@@ -308,7 +316,7 @@ async fn tries(ex: &mut Exchange, view: &Arc<View>, wants: &Wants<'_>, position:
         if begun + LEAST > ex.cx.deadline {
             return Err(Fault::never_ran(Reason::Deadline).by("deadline"));
         }
-        let endpoint = pick(&mut place, service, begun, hash, &tried)?;
+        let endpoint = pick(&mut place, service, begun, (hash, wanted), &tried)?;
         ex.tally.attempts += 1;
         let tries = ex.tally.attempts;
         ex.cx.trail.note("loadBalancer", Outcome::Pick, "", u64::from(tries), Duration::ZERO);
@@ -385,9 +393,13 @@ async fn tries(ex: &mut Exchange, view: &Arc<View>, wants: &Wants<'_>, position:
                 replay.give_up();
             }
         }
-        ex.tally.endpoint = Some(endpoint);
         ex.tally.upstream = ended.since(started);
         ex.tally.head = ended;
+        let mut sent = sent;
+        if let Ok(reply) = &mut sent {
+            service.answered(&mut ex.cx, &endpoint, &mut reply.headers, &mut reply.body);
+        }
+        ex.tally.endpoint = Some(endpoint);
         let reply = sent?;
         ex.tally.connect += reply.connect;
         ex.admission = Some(place);
@@ -421,18 +433,18 @@ pub(super) fn pick(
     place: &mut Admission,
     service: &Service,
     now: Moment,
-    hash: Option<u64>,
+    (hash, wanted): (Option<u64>, Option<u64>),
     tried: &Tried,
 ) -> Result<Arc<Endpoint>, Fault> {
     // A half-open endpoint's only probe may be taken between the pick and the claim: look again, elsewhere.
     let mut refused = None;
-    for _ in 0..4 {
+    for turn in 0..4 {
         let mut cx = Pick { now, seed: super::seed(), hash, tried: refused.as_deref().unwrap_or(tried.all()) };
-        let Some(mut endpoint) = service.pick(&cx) else { break };
+        let Some(mut endpoint) = service.pick(&cx, wanted.filter(|_| turn == 0)) else { break };
         // All that was to be avoided is all there is: then at least not the same one again.
         if tried.zones.is_some() && cx.tried.contains(&endpoint.id) {
             cx.tried = &tried.once;
-            endpoint = service.pick(&cx).unwrap_or(endpoint);
+            endpoint = service.pick(&cx, None).unwrap_or(endpoint);
         }
         if place.pick(endpoint.clone(), now) {
             return Ok(endpoint);
@@ -442,8 +454,7 @@ pub(super) fn pick(
     if service.cluster.is_shut() {
         return Err(Fault::never_ran(Reason::BreakerOpen).by("operator"));
     }
-    let reason = if service.is_empty() { Reason::NoEndpoint } else { Reason::NoHealthyEndpoint };
-    Err(Fault::never_ran(reason).by("loadBalancer"))
+    Err(Fault::never_ran(service.lack()).by("loadBalancer"))
 }
 
 pub(super) async fn send(

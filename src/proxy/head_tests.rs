@@ -15,6 +15,7 @@ fn limits() -> Limits {
         body: None,
         streams: 100,
         connections: 10,
+        per_client: None,
         head_timeout: Duration::ZERO,
         body_idle_timeout: Duration::ZERO,
         idle_timeout: Duration::ZERO,

@@ -121,7 +121,7 @@ pub async fn race(ex: &mut Exchange, race: Race<'_>, first: Flight) -> (Flight, 
                 else {
                     continue;
                 };
-                let Ok(endpoint) = pick(&mut place, service, at, race.hash, race.tried) else { continue };
+                let Ok(endpoint) = pick(&mut place, service, at, (race.hash, None), race.tried) else { continue };
                 if !retry.grants(at) {
                     left = 0;
                     continue;

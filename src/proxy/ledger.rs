@@ -37,6 +37,9 @@ pub fn note_try(ex: &mut Exchange, t: Try) {
 
 /// The request is over.
 pub fn close(mut ex: Box<Exchange>, end: End) {
+    if let (Some(place), Some(grpc)) = (&ex.admission, ex.tally.grpc) {
+        place.ended(grpc);
+    }
     // First of all: let the next one in.
     ex.admission = None;
     ex.view.engine.inflight.add(-1);

@@ -50,6 +50,8 @@ pub(super) async fn serve(cell: Arc<Cell>, registry: Arc<Registry>, accepted: Ac
     let passthrough = settings.plan.tcp == Some(Tcp::Passthrough);
     let sni = sni.or_else(|| conn.tls.as_ref()?.sni.clone());
     let mut caller = io.into_stream(first);
+    // It may be quiet for hours.
+    caller.keep_alive();
     let mut line = Line::new(registry, conn, sni, passthrough);
     let drain = listener.drain.clone();
     let opened = {
@@ -199,7 +201,7 @@ async fn tries(
     loop {
         let (mut place, admitted) = Admission::enter(view, position, Priority::Normal, begun, deadline).await?;
         begun = admitted;
-        let endpoint = attempt::pick(&mut place, service, begun, hash, &tried)?;
+        let endpoint = attempt::pick(&mut place, service, begun, (hash, None), &tried)?;
         line.attempts += 1;
         line.endpoint = Some(endpoint.clone());
         tried.once.push(endpoint.id);

@@ -8,6 +8,7 @@
 //! Each has its own current-thread runtime, so a request never changes threads; futures are `Send` all the same, which
 //! keeps the threading model a choice made here and nowhere else.
 
+pub mod alive;
 pub mod drain;
 pub mod purge;
 pub mod signals;
@@ -15,6 +16,7 @@ pub mod tunnel;
 pub mod wheel;
 pub mod workers;
 
+pub use alive::keep_alive;
 pub use drain::{Drain, Phase, Ticket};
 pub use signals::{Signal, Signals};
 pub use wheel::{Deadline, Elapsed, deadline, timeout};

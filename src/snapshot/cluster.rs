@@ -9,19 +9,22 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use onehop_filters::contract::entry::{Check, CheckTls};
-use onehop_filters::contract::mesh::{
-    Address, Balance, Discover, Endpoint, Found, Gate, Pick, Picker, Report, Switch, stable_hash,
-};
+use onehop_filters::contract::mesh::{Address, Balance, Discover, Endpoint, Found, Gate, Pick, Report, Switch};
 use onehop_filters::contract::metrics::{Counter, Gauge, Registry};
 use onehop_filters::contract::{Moment, now};
 use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::watch;
 
+use super::group::{Group, Groups, Shape};
+
 /// A source that suddenly knows no endpoint is not believed for this long.
 pub const GRACE: Duration = Duration::from_secs(30);
 /// How often a held answer is looked at.
 const LOOK: Duration = Duration::from_secs(1);
+/// [`EndpointState::health`](onehop_filters::contract::mesh::EndpointState::health).
+const UNKNOWN: u8 = 0;
+const UNHEALTHY: u8 = 2;
 /// Watchers of removals that are remembered. A new config brings its own; a few of the older ones may still hold
 /// connections for requests under way.
 const WATCHERS: usize = 4;
@@ -45,16 +48,7 @@ pub struct Members {
     pub endpoints: Arc<[Arc<Endpoint>]>,
     /// Rises by one with each change.
     pub generation: u64,
-    picker: Box<dyn Picker>,
-}
-
-/// The picker of a service whose breaker an operator holds open.
-struct Shut;
-
-impl Picker for Shut {
-    fn pick(&self, _: &Pick<'_>) -> Option<Arc<Endpoint>> {
-        None
-    }
+    groups: Groups,
 }
 
 /// Who is told that an endpoint is gone.
@@ -62,6 +56,9 @@ type Watcher = Box<dyn Fn(&Endpoint) + Send + Sync>;
 
 struct Control {
     balance: Arc<dyn Balance>,
+    shape: Shape,
+    /// Whether endpoints that join have to pass a health check first.
+    wary: bool,
     gates: Vec<Weak<dyn Gate>>,
     /// What an operator says of the service's breaker.
     switch: Switch,
@@ -128,13 +125,16 @@ impl Cluster {
             failures: metrics.counter("onehop_discovery_failures_total", "Failed questions to discovery.", &labels),
         };
         let endpoints: Arc<[Arc<Endpoint>]> = Arc::new([]);
-        let picker = balance.index(endpoints.clone());
+        let shape = Shape::default();
+        let groups = Groups::new(&*balance, &endpoints, &shape);
         Self {
             name,
-            members: ArcSwap::from_pointee(Members { endpoints, generation: 0, picker }),
+            members: ArcSwap::from_pointee(Members { endpoints, generation: 0, groups }),
             shut: AtomicBool::new(false),
             control: Mutex::new(Control {
                 balance,
+                shape,
+                wary: false,
                 gates: Vec::new(),
                 switch: Switch::Auto,
                 watchers: Vec::new(),
@@ -151,10 +151,17 @@ impl Cluster {
         }
     }
 
-    /// Picks an endpoint: one load, no lock, no shared count but the endpoint's own.
+    /// Picks an endpoint of all or of a subset, the `wanted` one if it can be had: one load, no lock, no shared count but
+    /// the endpoint's own.
     #[must_use]
-    pub fn pick(&self, cx: &Pick<'_>) -> Option<Arc<Endpoint>> {
-        self.members.load().picker.pick(cx)
+    pub fn pick(&self, subset: Option<u64>, cx: &Pick<'_>, wanted: Option<u64>) -> Option<Arc<Endpoint>> {
+        self.members.load().groups.find(subset)?.pick(cx, wanted)
+    }
+
+    /// How many endpoints there are, or a subset of them has.
+    #[must_use]
+    pub fn size(&self, subset: Option<u64>) -> usize {
+        self.members.load().groups.find(subset).map_or(0, Group::size)
     }
 
     /// What an operator says of the breaker.
@@ -196,10 +203,11 @@ impl Cluster {
         control.watchers.push(Box::new(watcher));
     }
 
-    /// A new policy for the same endpoints.
-    pub fn rebalance(&self, balance: Arc<dyn Balance>) {
+    /// A new policy and new subsets for the same endpoints.
+    pub fn rebalance(&self, balance: Arc<dyn Balance>, shape: Shape) {
         let mut control = self.control.lock();
         control.balance = balance;
+        control.shape = shape;
         let endpoints = self.members.load().endpoints.clone();
         self.install(&control, endpoints);
     }
@@ -219,11 +227,16 @@ impl Cluster {
 
     fn install(&self, control: &Control, endpoints: Arc<[Arc<Endpoint>]>) {
         let generation = self.members.load().generation + 1;
-        let picker: Box<dyn Picker> = match control.switch {
-            Switch::Open => Box::new(Shut),
-            Switch::Auto | Switch::Closed => control.balance.index(endpoints.clone()),
+        let none: Arc<[Arc<Endpoint>]>;
+        let offered = match control.switch {
+            Switch::Open => {
+                none = Arc::new([]);
+                &none
+            }
+            Switch::Auto | Switch::Closed => &endpoints,
         };
-        self.members.store(Arc::new(Members { endpoints, generation, picker }));
+        let groups = Groups::new(&*control.balance, offered, &control.shape);
+        self.members.store(Arc::new(Members { endpoints, generation, groups }));
     }
 
     /// Takes an answer of discovery. Endpoints that stay keep everything; removed ones finish what they carry. An answer
@@ -249,7 +262,7 @@ impl Cluster {
         let unix = std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
         self.metrics.answered.set(i64::try_from(unix).unwrap_or(i64::MAX));
         self.let_go(&mut control);
-        let Some((endpoints, removed)) = self.merge(&old.endpoints, found, now) else { return };
+        let Some((endpoints, removed)) = self.merge(&old.endpoints, found, control.wary, now) else { return };
         self.install(&control, endpoints.clone());
         for gone in &removed {
             gone.state.draining.store(true, Relaxed);
@@ -278,6 +291,7 @@ impl Cluster {
         &self,
         old: &[Arc<Endpoint>],
         found: &[Found],
+        wary: bool,
         now: Moment,
     ) -> Option<(Arc<[Arc<Endpoint>]>, Vec<Arc<Endpoint>>)> {
         let mut known: HashMap<&Address, &Arc<Endpoint>> = old.iter().map(|e| (&e.address, e)).collect();
@@ -299,7 +313,7 @@ impl Cluster {
                 }
                 _ => {
                     changed = true;
-                    next.push(self.newcomer(f, !old.is_empty(), now));
+                    next.push(self.newcomer(f, !old.is_empty(), wary, now));
                 }
             }
         }
@@ -307,14 +321,17 @@ impl Cluster {
         (changed || !removed.is_empty()).then(|| (next.into(), removed))
     }
 
-    fn newcomer(&self, f: &Found, established: bool, now: Moment) -> Arc<Endpoint> {
-        let id = stable_hash(&[self.name.as_bytes(), f.address.to_string().as_bytes()]);
+    fn newcomer(&self, f: &Found, established: bool, wary: bool, now: Moment) -> Arc<Endpoint> {
+        let id = Endpoint::id_of(&self.name, &f.address);
         let mut endpoint = Endpoint::new(id, f.address.clone(), f.zone.clone(), f.priority, f.weight);
         endpoint.identity.clone_from(&f.identity);
         endpoint.relabel(&f.labels);
         if established {
             // Slow start is for those who join others, never for a whole set at start.
             endpoint.state.joined.store(now.0.max(1), Relaxed);
+        }
+        if wary {
+            endpoint.state.health.store(UNHEALTHY, Relaxed);
         }
         Arc::new(endpoint)
     }
@@ -371,7 +388,12 @@ impl Cluster {
         shape: &str,
     ) -> Option<impl Future<Output = ()> + Send + use<>> {
         let mut replaced = self.checks.begin(shape)?;
-        let (check, tls) = check?;
+        self.control.lock().wary = check.as_ref().is_some_and(|(check, _)| check.starts_unhealthy());
+        let Some((check, tls)) = check else {
+            // Nobody looks any more, also not at who was about to be looked at for the first time.
+            self.members.load().endpoints.iter().for_each(|e| e.state.health.store(UNKNOWN, Relaxed));
+            return None;
+        };
         let cluster = Arc::downgrade(self);
         let members = Arc::new(move || cluster.upgrade().map(|c| c.members.load().endpoints.clone()));
         Some(async move {
@@ -398,6 +420,7 @@ impl Cluster {
                 .as_ref()
                 .map(|(why, at)| ErrorView { why: why.clone(), age_ms: millis(now.since(*at)) }),
             generation: members.generation,
+            subsets: members.groups.sizes().map(|(name, size)| (name.to_owned(), size)).collect(),
             endpoints: members.endpoints.iter().map(|e| EndpointView::of(e, now)).collect(),
         }
     }
@@ -450,6 +473,9 @@ pub struct ClusterView {
     pub last_error: Option<ErrorView>,
     /// Changes so far.
     pub generation: u64,
+    /// How many endpoints each subset has.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub subsets: BTreeMap<String, usize>,
     /// All of them.
     pub endpoints: Vec<EndpointView>,
 }
@@ -486,6 +512,9 @@ pub struct EndpointView {
     /// Absent until its first answer under `peak-ewma`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ewma_ms: Option<f64>,
+    /// Requests a second that it could carry, by its own reports of load. Absent until the first under `utilization`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub capacity: Option<f64>,
     pub tries: u64,
     pub failed: u64,
 }
@@ -494,7 +523,7 @@ impl EndpointView {
     fn of(e: &Endpoint, now: Moment) -> Self {
         let s = &e.state;
         let until = s.ejected_until.load(Relaxed);
-        let ewma = f64::from_bits(s.ewma.load(Relaxed));
+        let (ewma, capacity) = (f64::from_bits(s.ewma.load(Relaxed)), f64::from_bits(s.capacity.load(Relaxed)));
         Self {
             address: e.address.to_string(),
             zone: e.zone.to_string(),
@@ -511,6 +540,7 @@ impl EndpointView {
             ejections: s.ejections.load(Relaxed),
             inflight: s.inflight.load(Relaxed),
             ewma_ms: (ewma > 0.0).then(|| (ewma / 1e4).round() / 1e2),
+            capacity: (capacity > 0.0).then(|| (capacity * 1e2).round() / 1e2),
             tries: s.tries.load(Relaxed),
             failed: s.failed.load(Relaxed),
         }

@@ -1,5 +1,8 @@
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
+use onehop_filters::contract::mesh::{Labels, Picker};
+
+use super::super::group::Subset;
 use super::*;
 
 /// The first available endpoint.
@@ -39,7 +42,7 @@ fn found(hosts: &[u8]) -> Vec<Found> {
 }
 
 fn pick(c: &Cluster, at: u64) -> Option<Arc<Endpoint>> {
-    c.pick(&Pick { now: Moment(at), seed: 1, hash: None, tried: &[] })
+    c.pick(None, &Pick { now: Moment(at), seed: 1, hash: None, tried: &[] }, None)
 }
 
 fn set(c: &Cluster) -> Vec<Arc<Endpoint>> {
@@ -141,7 +144,7 @@ fn a_new_policy_keeps_the_endpoints() {
     c.update(&found(&[1, 2]), Moment(SECOND));
     let before = set(&c);
     assert_eq!(pick(&c, SECOND).map(|e| e.id), Some(before[0].id));
-    c.rebalance(Arc::new(Last));
+    c.rebalance(Arc::new(Last), Shape::default());
     assert!(Arc::ptr_eq(&before[0], &set(&c)[0]));
     assert_eq!(pick(&c, SECOND).map(|e| e.id), Some(before[1].id));
 }
@@ -206,4 +209,60 @@ async fn the_same_source_is_followed_on_and_another_replaces_it() {
     tokio::time::timeout(Duration::from_secs(10), first).await.expect("the first one ends").expect("in peace");
     drop(c);
     tokio::time::timeout(Duration::from_secs(10), second).await.expect("ends with its cluster").expect("in peace");
+}
+
+#[test]
+fn subsets_follow_labels() {
+    let c = cluster();
+    let labelled = |versions: &[&str]| {
+        let mut all = found(&[1, 2, 3]);
+        for (f, version) in all.iter_mut().zip(versions) {
+            f.labels = [("version", *version), ("team", "a")].into_iter().collect();
+        }
+        all
+    };
+    let subset = |version: &str| Subset::new(version.into(), [("version", version)].into_iter().collect::<Labels>());
+    let (v1, v2) = (subset("v1"), subset("v2"));
+    assert_ne!(v1.key, v2.key);
+    c.rebalance(Arc::new(First), Shape { subsets: [v1.clone(), v2.clone()].into(), findable: true });
+    c.update(&labelled(&["v1", "v2", "v2"]), Moment(SECOND));
+    let all = set(&c);
+    let cx = Pick { now: Moment(SECOND), seed: 1, hash: None, tried: &[] };
+    let picked = |subset: &Subset, wanted| c.pick(Some(subset.key), &cx, wanted).map(|e| e.id);
+    assert_eq!((picked(&v1, None), picked(&v2, None)), (Some(all[0].id), Some(all[1].id)));
+    assert_eq!(picked(&v2, Some(all[2].id)), Some(all[2].id), "the one that is wanted");
+    assert_eq!(picked(&v2, Some(all[0].id)), Some(all[1].id), "but not one of another subset");
+    all[2].state.ejected_until.store(u64::MAX, Relaxed);
+    assert_eq!(picked(&v2, Some(all[2].id)), Some(all[1].id), "nor one that is down");
+    c.update(&labelled(&["v2", "v2", "v2"]), Moment(2 * SECOND));
+    assert_eq!((c.size(Some(v1.key)), c.size(Some(v2.key)), c.size(None)), (0, 3, 3));
+    assert_eq!(picked(&v1, None), None, "nobody of another subset stands in");
+    c.rebalance(Arc::new(First), Shape::default());
+    assert_eq!(picked(&v2, None), None, "a request under an older config asks for what is gone");
+}
+
+#[test]
+fn newcomers_may_have_to_pass_first() {
+    struct Wary;
+    impl Check for Wary {
+        fn run(
+            &self,
+            _: onehop_filters::contract::entry::Members,
+            _: Option<CheckTls>,
+        ) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> {
+            Box::pin(std::future::pending())
+        }
+        fn starts_unhealthy(&self) -> bool {
+            true
+        }
+    }
+    let c = cluster();
+    c.update(&found(&[1]), Moment(SECOND));
+    assert!(c.check(Some((Arc::new(Wary), None)), "wary").is_some());
+    c.update(&found(&[1, 2]), Moment(2 * SECOND));
+    let all = set(&c);
+    assert!(all[0].available(Moment(2 * SECOND)), "who was there before is not taken away");
+    assert!(!all[1].available(Moment(2 * SECOND)));
+    assert!(c.check(None, "").is_none());
+    assert!(all[1].available(Moment(2 * SECOND)), "nobody looks any more");
 }

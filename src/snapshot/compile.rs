@@ -20,7 +20,7 @@ use super::estate::Staging;
 use super::incoming::Incoming;
 use super::overload::Overload;
 use super::own_paths::{self, OwnPaths};
-use super::service::Service;
+use super::service::{self, Service};
 use super::split::Split;
 use super::{Action, Fallback, Link, Listener, Route, Snapshot, Target};
 use crate::config::plan::{self, Plan};
@@ -199,6 +199,13 @@ fn targets(
             Err(e) => errors.push(e),
         }
     }
+    if errors.is_empty() {
+        let subsets = plan.services.values().zip(&targets).flat_map(|(service, target)| {
+            service::subsets(service).map(|subset| target.subset(&subset)).collect::<Vec<_>>()
+        });
+        let subsets: Vec<Target> = subsets.collect();
+        targets.extend(subsets);
+    }
     targets
 }
 
@@ -301,6 +308,7 @@ fn connections(
         connect_timeout: service.connect_timeout,
         pool_idle: service.pool_idle,
         proxy_protocol: service.proxy_protocol,
+        connections: service.connections,
         default_name: default_name(&service.discover.1).and_then(|n| ServerName::try_from(n).ok()),
         ..upstream::Settings::new(service.name.clone())
     };
@@ -387,8 +395,9 @@ fn claims_are_vouched_for(route: &plan::Route, chain: &[Link]) -> Result<(), Con
 fn action(plan: &Plan, route: &plan::Route) -> Result<Action, ConfigError> {
     Ok(match &route.action {
         plan::Action::Forward(to) => {
-            let targets: Vec<(usize, u32)> = callees(plan, to).map(|(service, weight)| (service.0, weight)).collect();
-            let edits = to.iter().filter_map(|c| Some((position(plan, &c.service)?, c.edits.clone()?)));
+            let targets: Vec<(usize, u32)> =
+                to.iter().filter_map(|callee| Some((target_of(plan, callee)?, callee.weight))).collect();
+            let edits = to.iter().filter_map(|callee| Some((target_of(plan, callee)?, callee.edits.clone()?)));
             let split = Split::new(&targets).edited(edits);
             Action::Forward(match &route.sticky {
                 Some(sticky) => split.sticky(sticky, to)?,
@@ -405,6 +414,13 @@ fn action(plan: &Plan, route: &plan::Route) -> Result<Action, ConfigError> {
 /// The services of a split, by position.
 fn callees<'a>(plan: &'a Plan, to: &'a [plan::Callee]) -> impl Iterator<Item = (ServiceId, u32)> + 'a {
     to.iter().filter_map(|callee| Some((ServiceId(position(plan, &callee.service)?), callee.weight)))
+}
+
+/// The position of what is called in [`Snapshot::targets`]: subsets stand behind all services, in the order of both names.
+fn target_of(plan: &Plan, callee: &plan::Callee) -> Option<usize> {
+    let Some(subset) = &callee.subset else { return position(plan, &callee.service) };
+    let all = plan.services.iter().flat_map(|(service, s)| s.subsets.keys().map(move |subset| (service, subset)));
+    Some(plan.services.len() + all.clone().position(|at| at == (&callee.service, subset))?)
 }
 
 /// Builds the filters of a route in the order of their phases, which is not the user's to get wrong. Also how many of

@@ -5,6 +5,7 @@ pub mod cell;
 pub mod cluster;
 pub mod compile;
 pub mod estate;
+pub mod group;
 pub mod incoming;
 pub mod overload;
 pub mod own_paths;
@@ -39,7 +40,7 @@ pub struct Snapshot {
     pub listeners: Vec<Listener>,
     /// By position: tables hold positions.
     pub routes: Vec<Route>,
-    /// By position: splits hold positions.
+    /// By position: splits hold positions. First the services in the order of their names, then their subsets.
     pub targets: Vec<Target>,
     /// What stands in for a route where none matched.
     pub unrouted: Route,
@@ -152,11 +153,26 @@ pub struct Target {
 }
 
 /// See [`plan::Fallback`].
+#[derive(Clone)]
 pub enum Fallback {
     /// Answers in its place.
     Respond(Arc<plan::Canned>),
     /// Calls another service, by position.
     Target(usize),
+}
+
+impl Target {
+    /// The same service and the same way to it, with a part of its endpoints.
+    #[must_use]
+    pub fn subset(&self, subset: &group::Subset) -> Self {
+        Self {
+            service: self.service.subset(subset),
+            upstream: self.upstream.clone(),
+            fallback: self.fallback.clone(),
+            metrics: self.metrics.clone(),
+            tcp: self.tcp.clone(),
+        }
+    }
 }
 
 impl Route {
@@ -179,7 +195,12 @@ impl Snapshot {
             Action::Pass(way) => Some(way.upstream()),
             _ => None,
         });
-        self.targets.iter().map(|target| &*target.upstream).chain(strangers)
+        self.services().map(|target| &*target.upstream).chain(strangers)
+    }
+
+    /// Targets that are whole services.
+    fn services(&self) -> impl Iterator<Item = &Target> {
+        self.targets.iter().filter(|target| target.service.subset.is_none())
     }
 
     /// The service of this name.
@@ -192,7 +213,7 @@ impl Snapshot {
     #[must_use]
     pub fn endpoints(&self) -> serde_json::Value {
         let all: BTreeMap<&str, serde_json::Value> =
-            self.targets.iter().map(|t| (&*t.service.name, t.service.view())).collect();
+            self.services().map(|t| (&*t.service.name, t.service.view())).collect();
         serde_json::json!({ "generation": self.generation, "services": all })
     }
 }

@@ -87,6 +87,7 @@ fn left_out(metrics: &Registry, work: Optional) -> Counter {
     let name = match work {
         Optional::Mirror => "mirror",
         Optional::Tracing => "tracing",
+        Optional::Validation => "validation",
     };
     let help = "Requests for which optional work was left out because the process had too much to do.";
     metrics.counter("onehop_brownout_total", help, &[("work", name)])

@@ -1,14 +1,17 @@
 //! A service as a snapshot sees it: its policies, built, around the cluster that outlives them.
 
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 
+use http::HeaderMap;
 use onehop_filters::contract::entry::{Check, CheckTls};
-use onehop_filters::contract::mesh::{Balance, Discover, Endpoint, Gate, Pick, Retry, Switch};
-use onehop_filters::contract::{Build, ConfigError, Entry, Node, Role, now};
+use onehop_filters::contract::mesh::{Affinity, Balance, Discover, Endpoint, Gate, Labels, Pick, Retry, Switch};
+use onehop_filters::contract::{Body, Build, ConfigError, Entry, Node, Reason, RequestCx, Role, now};
 use parking_lot::Mutex;
 
 use super::cluster::Cluster;
+use super::group::{Shape, Subset};
 use crate::config::plan;
 
 /// See the module. Immutable.
@@ -27,6 +30,12 @@ pub struct Service {
     pub retry: Arc<dyn Retry>,
     /// Whether it may send tries side by side: spares all other services the question.
     pub hedges: bool,
+    /// What binds requests to endpoints, the first that knows one decides.
+    pub affinities: Arc<[Arc<dyn Affinity>]>,
+    /// The part of its endpoints that requests may go to; `None`: all.
+    pub subset: Option<Subset>,
+    /// Whether somebody acts on answers.
+    answers: bool,
 }
 
 /// Under which key a breaker shows itself.
@@ -51,6 +60,7 @@ impl Service {
         let balance = balance(plan, entries, build)?;
         let gates = gates(plan, entries, build)?;
         let retry = retry(plan, entries, build)?;
+        let affinities = affinities(plan, entries, build)?;
         let check = check(plan, entries, build)?;
         let cluster = {
             let (name, balance, metrics) = (plan.name.clone(), balance.clone(), build.metrics.clone());
@@ -60,10 +70,13 @@ impl Service {
             name: plan.name.clone(),
             policy: plan.balance.0.clone(),
             cluster,
+            answers: balance.takes_answers() || !affinities.is_empty(),
             balance,
             gates: gates.into(),
             hedges: retry.attempts() != 0 && (retry.hedge(true).is_some() || retry.hedge(false).is_some()),
             retry,
+            affinities: affinities.into(),
+            subset: None,
         };
         service.at_publish(plan, build, discover, check.map(|c| (c, check_tls)));
         Ok(service)
@@ -84,6 +97,7 @@ impl Service {
             format!("{sections:?} {tls:?}")
         });
         let (cluster, balance, gates) = (self.cluster.clone(), self.balance.clone(), self.gates.clone());
+        let shape = Shape { subsets: subsets(plan).collect(), findable: !self.affinities.is_empty() };
         let tasks: [Arc<OnceLock<Mutex<Option<Task>>>>; 2] = Default::default();
         for slot in tasks.clone() {
             build.background(async move {
@@ -98,23 +112,67 @@ impl Service {
                 // Published once, so the slot is empty.
                 let _ = slot.set(Mutex::new(task));
             };
-            cluster.rebalance(balance);
+            cluster.rebalance(balance, shape);
+            // Before the endpoints: those that come now may have to pass first.
+            put(&tasks[1], cluster.check(check, &checks).map(|t| Box::pin(t) as Task));
             put(&tasks[0], cluster.follow(&discover, &source).map(|t| Box::pin(t) as Task));
             cluster.attach(&gates);
-            put(&tasks[1], cluster.check(check, &checks).map(|t| Box::pin(t) as Task));
         });
     }
 
-    /// Picks an endpoint. On the request path: no lock, no allocation.
+    /// The same service with a part of its endpoints.
     #[must_use]
-    pub fn pick(&self, cx: &Pick<'_>) -> Option<Arc<Endpoint>> {
-        self.cluster.pick(cx)
+    pub fn subset(&self, subset: &Subset) -> Self {
+        Self {
+            name: self.name.clone(),
+            policy: self.policy.clone(),
+            cluster: self.cluster.clone(),
+            balance: self.balance.clone(),
+            gates: self.gates.clone(),
+            retry: self.retry.clone(),
+            affinities: self.affinities.clone(),
+            subset: Some(subset.clone()),
+            answers: self.answers,
+        }
+    }
+
+    /// The endpoint that a request belongs to, if something says so.
+    pub fn wanted(&self, rq: &mut RequestCx) -> Option<u64> {
+        // Each is asked, for each takes what says so out of the request.
+        self.affinities.iter().fold(None, |wanted, affinity| {
+            let other = affinity.wanted(rq);
+            wanted.or(other)
+        })
+    }
+
+    /// Picks an endpoint, the `wanted` one if it can be had. On the request path: no lock, no allocation.
+    #[must_use]
+    pub fn pick(&self, cx: &Pick<'_>, wanted: Option<u64>) -> Option<Arc<Endpoint>> {
+        self.cluster.pick(self.subset.as_ref().map(|subset| subset.key), cx, wanted)
+    }
+
+    /// Why nothing was picked.
+    #[must_use]
+    pub fn lack(&self) -> Reason {
+        match &self.subset {
+            _ if self.is_empty() => Reason::NoEndpoint,
+            Some(subset) if self.cluster.size(Some(subset.key)) == 0 => Reason::EmptySubset,
+            _ => Reason::NoHealthyEndpoint,
+        }
+    }
+
+    /// Shows an answer to who acts on answers. Costs nothing where nobody does.
+    pub fn answered(&self, rq: &mut RequestCx, endpoint: &Arc<Endpoint>, headers: &mut HeaderMap, body: &mut Body) {
+        if self.answers {
+            self.balance.answered(endpoint, headers, body);
+            self.affinities.iter().for_each(|affinity| affinity.answered(rq, endpoint));
+        }
     }
 
     /// Whether discovery knows no endpoint at all.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.cluster.members().endpoints.is_empty()
+        self.cluster.size(None) == 0
     }
 
     /// Its breaker, for the admin endpoint: what it does, and what an operator says.
@@ -137,6 +195,9 @@ impl Service {
         let mut view = serde_json::to_value(self.cluster.view(now())).unwrap_or_default();
         if let Some(map) = view.as_object_mut() {
             map.insert("policy".to_owned(), self.policy.clone().into());
+            if let Some(subset) = &self.subset {
+                map.insert("subset".to_owned(), (*subset.name).into());
+            }
             map.extend(self.gates.iter().filter_map(|g| g.view(now())).map(|(key, view)| (key.to_owned(), view)));
             map.insert(BREAKER.to_owned(), self.breaker());
         }
@@ -146,7 +207,7 @@ impl Service {
 
 /// Every key of the service belongs to a role.
 fn known(plan: &plan::Service, entries: &[Entry]) -> Result<(), ConfigError> {
-    let role = |e: &&Entry| matches!(e.role, Role::Gate(_) | Role::Retry(_) | Role::Check(_));
+    let role = |e: &&Entry| matches!(e.role, Role::Gate(_) | Role::Retry(_) | Role::Affinity(_) | Role::Check(_));
     let names: Vec<&str> = entries.iter().filter(role).map(|e| e.name).collect();
     match plan.roles.iter().find(|(key, _)| !names.contains(&key.as_str())) {
         Some((key, node)) => Err(ConfigError::unknown(node.span, "service key", key, names)),
@@ -187,6 +248,29 @@ fn gates(plan: &plan::Service, entries: &[Entry], build: &mut Build<'_>) -> Resu
         }
     }
     Ok(gates)
+}
+
+/// The subsets of a service, in the order of their names.
+pub fn subsets(plan: &plan::Service) -> impl Iterator<Item = Subset> + '_ {
+    let labels = |all: &BTreeMap<String, String>| all.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect::<Labels>();
+    plan.subsets.iter().map(move |(name, all)| Subset::new(name.as_str().into(), labels(all)))
+}
+
+/// What binds requests to endpoints, in the order of the list.
+fn affinities(
+    plan: &plan::Service,
+    entries: &[Entry],
+    build: &mut Build<'_>,
+) -> Result<Vec<Arc<dyn Affinity>>, ConfigError> {
+    let mut affinities = Vec::new();
+    for entry in entries {
+        if let Role::Affinity(make) = entry.role
+            && let Some(section) = plan.roles.get(entry.name)
+        {
+            affinities.push(make(section, build)?);
+        }
+    }
+    Ok(affinities)
 }
 
 /// The retry policy whose key stands on the service, else the first there is.

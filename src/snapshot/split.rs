@@ -78,7 +78,11 @@ impl Split {
     /// What callers are told apart by is no expression.
     pub fn sticky(mut self, plan: &plan::Sticky, targets: &[plan::Callee]) -> Result<Self, ConfigError> {
         let by = By::compile(plan)?;
-        let targets = targets.iter().map(|to| (to.weight, stable_hash(&[to.service.as_bytes()]))).collect();
+        let name = |to: &plan::Callee| match &to.subset {
+            None => stable_hash(&[to.service.as_bytes()]),
+            Some(subset) => stable_hash(&[to.service.as_bytes(), subset.as_bytes()]),
+        };
+        let targets = targets.iter().map(|to| (to.weight, name(to))).collect();
         self.sticky = Some(Box::new(Sticky { by, targets }));
         Ok(self)
     }

@@ -15,6 +15,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::client::TlsStream;
 
 use super::tls::{ClientTls, Offer};
+use crate::runtime::keep_alive;
 
 /// Opens connections. Has no clock: whoever calls it bounds the whole of connect, handshake and preface.
 #[derive(Clone)]
@@ -210,6 +211,17 @@ impl Wire {
         if let Socket::Tcp(tcp) = &raw.socket {
             // The socket may be gone already; then there is nothing left to mark.
             drop(tcp.set_zero_linger());
+        }
+    }
+
+    /// See [`keep_alive`].
+    pub fn keep_alive(&self) {
+        let raw = match self {
+            Self::Plain(raw) => raw,
+            Self::Tls(s) => s.get_ref().0,
+        };
+        if let Socket::Tcp(tcp) = &raw.socket {
+            keep_alive(tcp);
         }
     }
 

@@ -28,7 +28,7 @@ use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tower::ServiceExt;
 
-use crate::config::plan::{Protocol, SendProxy};
+use crate::config::plan::{self, Protocol, SendProxy};
 use dial::{Dial, Dialed, Dialer};
 use pool::{Keep, Shard};
 use proxy_header::Client;
@@ -54,8 +54,8 @@ pub struct Settings {
     pub max_idle_per_endpoint: usize,
     /// Bytes of a response head, and of a trailer section.
     pub head_limit: usize,
-    /// Requests an HTTP/1 connection may carry.
-    pub max_requests_per_connection: u64,
+    /// How many connections, and for how long.
+    pub connections: plan::Connections,
     /// What each connection begins with. Connections are then kept for one client each.
     pub proxy_protocol: Option<SendProxy>,
 }
@@ -73,13 +73,18 @@ impl Settings {
             pool_idle: Duration::from_secs(55),
             max_idle_per_endpoint: 256,
             head_limit: 32 * 1024,
-            max_requests_per_connection: u64::MAX,
+            connections: plan::Connections::default(),
             proxy_protocol: None,
         }
     }
 
     const fn keep(&self) -> Keep {
-        Keep { per_endpoint: self.max_idle_per_endpoint, idle: self.pool_idle }
+        Keep {
+            per_endpoint: self.max_idle_per_endpoint,
+            idle: self.pool_idle,
+            age: self.connections.max_age,
+            sessions: self.connections.h2_max,
+        }
     }
 }
 
@@ -296,7 +301,7 @@ impl<'a> Way<'a> {
         body: &mut Body,
         informational: Informational<'_>,
     ) -> Result<Reply, Fault> {
-        let limits = h1::Limits { head: self.settings.head_limit, requests: self.settings.max_requests_per_connection };
+        let limits = h1::Limits { head: self.settings.head_limit, requests: self.settings.connections.max_requests };
         let streams = matches!(body, Body::Stream(_));
         let mut repeated = false;
         loop {
@@ -340,7 +345,7 @@ impl<'a> Way<'a> {
         informational: Informational<'_>,
     ) -> Result<Reply, Fault> {
         let streams = matches!(body, Body::Stream(_));
-        let mut repeated = false;
+        let mut moves = 0;
         loop {
             let found = match self.shard.session(self.key, false) {
                 Some(session) => Found::Session(session, Duration::ZERO),
@@ -355,10 +360,11 @@ impl<'a> Way<'a> {
                 Ok(reply) => return Ok(Reply { reused: connect.is_zero(), connect, ..reply }),
                 Err(failed) => {
                     let whole = !streams || matches!(body, Body::Stream(_));
-                    if !failed.moved || !whole || repeated {
+                    // Every session that was open may have been told to go away; one that was just opened was not.
+                    moves += 1;
+                    if !failed.moved || !whole || !connect.is_zero() || moves > self.settings.connections.h2_max {
                         return Err(failed.fault);
                     }
-                    repeated = true;
                 }
             }
         }
@@ -400,7 +406,7 @@ impl<'a> Way<'a> {
                 (true, _) => {}
             }
         }
-        let begin = h2::Session::begin(dialed.wire, open, self.settings.head_limit);
+        let begin = h2::Session::begin(dialed.wire, open, self.settings);
         let patience = self.settings.connect_timeout.saturating_sub(took);
         let session = tokio::time::timeout(patience, begin).await.unwrap_or_else(|_| Err(too_slow()))?;
         self.shard.add(id, session.clone());

@@ -13,9 +13,6 @@ use super::Settings;
 use super::h1::Conn;
 use super::h2::Session;
 
-/// HTTP/2 sessions to one endpoint from one worker; beyond that, streams queue.
-const MAX_SESSIONS: usize = 8;
-
 /// See the module. Lives on a cache line of its own.
 #[repr(align(128))]
 pub(super) struct Shard {
@@ -36,6 +33,10 @@ struct State {
 pub(super) struct Keep {
     pub per_endpoint: usize,
     pub idle: Duration,
+    /// Of a connection, busy or not.
+    pub age: Option<Duration>,
+    /// HTTP/2 sessions to one endpoint from one worker; beyond that, streams queue.
+    pub sessions: usize,
 }
 
 #[derive(Default)]
@@ -108,7 +109,11 @@ impl Shard {
                 drop(old);
                 return None;
             }
+            let age = state.keep.age;
             drop(state);
+            if age.is_some_and(|age| recent().since(conn.born) >= age) {
+                continue;
+            }
             if conn.wire.reusable() {
                 return Some(conn);
             }
@@ -120,6 +125,9 @@ impl Shard {
         conn.idle_since = recent();
         let mut state = self.state.lock();
         let keep = state.keep;
+        if keep.age.is_some_and(|age| conn.idle_since.since(conn.born) >= age) {
+            return drop((state, conn));
+        }
         let Some(slot) = state.slots.get_mut(&conn.open.endpoint) else { return drop((state, conn)) };
         let at = conn.idle_since;
         slot.idle.push_back(conn);
@@ -161,6 +169,7 @@ impl Shard {
     /// The session with the most room. `None`: another is wanted. With `crowd`, a full one will do.
     pub fn session(&self, endpoint: u64, crowd: bool) -> Option<Arc<Session>> {
         let mut state = self.state.lock();
+        let most = state.keep.sessions;
         let slot = state.slots.get_mut(&endpoint)?;
         let before = slot.sessions.len();
         let closed: Vec<_> = if slot.sessions.iter().any(|s| s.closed()) {
@@ -171,7 +180,7 @@ impl Shard {
         // Fill the first before the second: then the last can fall idle and close.
         let roomy = slot.sessions.iter().find(|s| s.room()).cloned();
         let found = roomy.or_else(|| {
-            let full = crowd || (before > 0 && slot.sessions.len() >= MAX_SESSIONS);
+            let full = crowd || (before > 0 && slot.sessions.len() >= most);
             full.then(|| slot.sessions.iter().min_by_key(|s| s.streams()).cloned()).flatten()
         });
         drop(state);

@@ -35,6 +35,8 @@ impl Upstream {
         // Counted with the endpoint's others: it is not kept for anybody.
         way.client = Some(client);
         let (dialed, open, took) = way.dial(Offer::Bytes).await?;
+        // It may be quiet for hours.
+        dialed.wire.keep_alive();
         Ok((Connection { wire: dialed.wire, _open: open }, took))
     }
 }

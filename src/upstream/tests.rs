@@ -66,6 +66,13 @@ pub(super) async fn answering(bytes: impl AsRef<[u8]> + Send + Sync + 'static, c
     .await
 }
 
+/// The default limits, but for these.
+pub(super) fn limits(change: impl FnOnce(&mut plan::Connections)) -> plan::Connections {
+    let mut limits = plan::Connections::default();
+    change(&mut limits);
+    limits
+}
+
 /// A request to be sent.
 pub(super) struct Ask {
     pub method: Method,
@@ -199,10 +206,21 @@ async fn a_connection_is_used_again() {
 #[tokio::test]
 async fn a_connection_carries_no_more_requests_than_allowed() {
     let peer = answering(OK, false).await;
-    let up = Upstream::new(Settings { max_requests_per_connection: 2, ..settings() });
+    let up = Upstream::new(Settings { connections: limits(|l| l.max_requests = 2), ..settings() });
     for reused in [false, true, false, true] {
         assert_eq!(Ask::get().send(&up, &peer).await.unwrap().reused, reused);
     }
+    assert_eq!(peer.accepted.load(Relaxed), 2);
+}
+
+#[tokio::test]
+async fn a_connection_that_grew_old_is_replaced() {
+    let peer = answering(OK, false).await;
+    let age = Duration::from_millis(60);
+    let up = Upstream::new(Settings { connections: limits(|l| l.max_age = Some(age)), ..settings() });
+    assert!(!Ask::get().send(&up, &peer).await.unwrap().reused);
+    tokio::time::sleep(age).await;
+    assert!(!Ask::get().send(&up, &peer).await.unwrap().reused, "not after its time");
     assert_eq!(peer.accepted.load(Relaxed), 2);
 }
 

@@ -123,7 +123,7 @@ fn no_endpoint_is_no_orderly_end() {
 
 #[test]
 fn a_service_that_fails_is_replaced_by_its_fallback() {
-    let yaml = plain(&[closed()], "", ", fallback: { service: spare }") + &format!("# {}", "") + "\n";
+    let yaml = plain(&[closed()], "", ", fallback: { service: spare }");
     let yaml =
         yaml.replace("\ntelemetry", &format!("\n  spare: {{ discover: {{ static: [\"{}\"] }} }}\ntelemetry", banner()));
     let hop = Onehop::start(&yaml);
@@ -423,4 +423,71 @@ fn a_listener_that_goes_ends_its_connections_after_the_grace() {
     stream.read_exact(&mut [0; 1]).expect("alive, for a while");
     assert!(stream.read(&mut [0; 1]).is_err(), "cut");
     assert_eq!(logged(&hop, "draining")[0]["route"], "db");
+}
+
+#[test]
+fn who_may_connect_is_judged_before_anything_else() {
+    let guarded = |rules: &str, listener: &str| {
+        config(
+            &format!("  db: {{ bind: \"127.0.0.1:0\", ipRules: {rules}{listener} }}"),
+            if listener.contains("tcp") {
+                "- { name: db, listeners: [db], to: db }"
+            } else {
+                "- { name: web, to: db }"
+            },
+            &format!("  db: {{ discover: {{ static: [\"{}\"] }} }}", banner()),
+        )
+    };
+    let counted = |hop: &Onehop, outcome: &str| {
+        let series = format!("onehop_connections_total{{listener=\"db\",outcome=\"{outcome}\"}} ");
+        let metrics = hop.admin_get("/metrics").body();
+        metrics.lines().find_map(|l| l.strip_prefix(&series)?.parse::<u64>().ok()).unwrap_or(0)
+    };
+    for listener in [", protocols: [tcp]", ""] {
+        let hop = Onehop::start(&guarded("{ deny: [127.0.0.0/8] }", listener));
+        let mut stream = dial(hop.at("db"));
+        // Closed without a word, by an end or by a reset.
+        let _ = stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n");
+        assert_eq!(rest(&mut stream), b"");
+        assert_eq!(counted(&hop, "forbidden"), 1);
+    }
+    let hop = Onehop::start(&guarded("{ allow: [127.0.0.1] }", ", protocols: [tcp]"));
+    dial(hop.at("db")).read_exact(&mut [0; 3]).expect("welcome");
+    // Behind a PROXY header it is the client that counts, not the balancer.
+    let proxied = ", protocols: [tcp], proxyProtocol: required, trustedProxies: [127.0.0.1/32]";
+    let hop = Onehop::start(&guarded("{ allow: [192.0.2.0/24], deny: [192.0.2.9] }", proxied));
+    let ask = |client: &str| {
+        let mut stream = dial(hop.at("db"));
+        let _ = stream.write_all(format!("PROXY TCP4 {client} 198.51.100.1 1 2\r\n").as_bytes());
+        let _ = stream.shutdown(Shutdown::Write);
+        rest(&mut stream).len()
+    };
+    assert_eq!((ask("192.0.2.7"), ask("192.0.2.9"), ask("203.0.113.1")), (16, 0, 0));
+    assert_eq!(counted(&hop, "forbidden"), 2);
+}
+
+#[test]
+fn a_client_holds_only_so_many_connections() {
+    let yaml = config(
+        "  db: { bind: \"127.0.0.1:0\", protocols: [tcp], limits: { connectionsPerClient: 2 }, \
+         proxyProtocol: optional, trustedProxies: [127.0.0.1/32] }",
+        "- { name: db, listeners: [db], to: db }",
+        &format!("  db: {{ discover: {{ static: [\"{}\"] }} }}", banner()),
+    );
+    let hop = Onehop::start(&yaml);
+    let open = |client: &str| {
+        let mut stream = dial(hop.at("db"));
+        stream.write_all(format!("PROXY TCP4 {client} 198.51.100.1 1 2\r\n").as_bytes()).expect("sent");
+        let served = stream.read_exact(&mut [0; 11]).is_ok();
+        (stream, served)
+    };
+    let held = [open("192.0.2.1"), open("192.0.2.1"), open("192.0.2.2")];
+    assert!(held.iter().all(|(_, served)| *served));
+    assert!(!open("192.0.2.1").1, "the third of one client");
+    // A reload forgets nobody.
+    assert_eq!(hop.reload(&(yaml + "# again\n")).0, 200);
+    assert!(!open("192.0.2.1").1);
+    let [first, ..] = held;
+    drop(first);
+    eventually("its place is free", || open("192.0.2.1").1);
 }

@@ -7,7 +7,7 @@ use super::common::{Endpoint, Onehop};
 use super::kit::{Authority, Server, free_port, succeed, tool};
 
 /// A script of `tests/real/node`.
-fn node(script: &str) -> Command {
+pub fn node(script: &str) -> Command {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let provider = root.join("target/real-node/node_modules/oidc-provider");
     assert!(provider.is_dir(), "{} is missing: run tests/real/install.sh", provider.display());
@@ -18,13 +18,24 @@ fn node(script: &str) -> Command {
 
 #[test]
 fn a_person_with_a_browser_logs_in_stays_and_logs_out() {
+    browse("clientSecret: hush-hush-client", &[]);
+}
+
+#[test]
+fn a_key_proves_the_client_to_the_issuer() {
+    let key = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/example-issuer.key");
+    browse(&format!("clientKey: {{ key: {{ file: {key} }}, id: k-7 }}"), &[key]);
+}
+
+/// The whole life of a session. `client`: what proves the client; `known`: what the issuer is told of that.
+fn browse(client: &str, known: &[&str]) {
     let authority = Authority::new();
     let (cert, key) = authority.issue(&["localhost", "127.0.0.1"]);
     // The issuer and its client must know each other's address before either starts.
     let port = free_port();
     let origin = format!("https://localhost:{port}");
     let (issuer, at) =
-        Server::start_on_a_port(node("issuer.mjs").arg(&origin).env("NODE_EXTRA_CA_CERTS", authority.ca()));
+        Server::start_on_a_port(node("issuer.mjs").arg(&origin).args(known).env("NODE_EXTRA_CA_CERTS", authority.ca()));
     // Shows the page what arrived here.
     let app = Endpoint::start(|head, _| {
         let length = head.len();
@@ -39,7 +50,7 @@ fn a_person_with_a_browser_logs_in_stays_and_logs_out() {
          \x20   oidc:\n\
          \x20     issuer: http://{at}\n\
          \x20     clientId: shop\n\
-         \x20     clientSecret: hush-hush-client\n\
+         \x20     {client}\n\
          \x20     backchannelLogoutPath: /oauth2/backchannel-logout\n\
          \x20     afterLogout: /bye\n\
          \x20     forwardToken: true\n\

@@ -1,17 +1,16 @@
 //! `ipRules`: which client addresses may use a route, before any credential is looked at.
 
 mod config;
-mod core;
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
 
-use self::core::{Networks, network};
 use crate::contract::filter::{Filter, Step};
 use crate::contract::metrics::Counter;
+use crate::contract::networks::Networks;
 use crate::contract::trail::Outcome;
-use crate::contract::{Build, ConfigError, Entry, Fault, Node, Phase, Reason, RequestCx, Role, Spot};
+use crate::contract::{Build, ConfigError, Entry, Fault, Node, Phase, Reason, RequestCx, Role};
 use config::Config;
 
 const NAME: &str = "ipRules";
@@ -51,23 +50,13 @@ fn build(node: Option<&Node>, build: &mut Build<'_>) -> Result<Arc<dyn Filter>, 
         )
     };
     Ok(Arc::new(IpRules {
-        allow: config.allow.as_deref().map(networks).transpose()?,
-        deny: networks(&config.deny)?,
+        allow: config.allow.as_deref().map(Networks::read).transpose()?,
+        deny: Networks::read(&config.deny)?,
         audit: config.audit,
         allowed: count("allowed"),
         denied: count("denied"),
         audited: count("audited"),
     }))
-}
-
-fn networks(list: &[Spot<String>]) -> Result<Networks, ConfigError> {
-    let one = |text: &Spot<String>| {
-        network(&text.value).ok_or_else(|| {
-            ConfigError::at(text.span, format!("`{}` is not a network", text.value))
-                .help("write an address, or a network without host bits, such as `10.0.0.0/8` or `2001:db8::/32`")
-        })
-    };
-    Ok(Networks::new(list.iter().map(one).collect::<Result<Vec<_>, _>>()?))
 }
 
 impl Filter for IpRules {

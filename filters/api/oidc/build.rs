@@ -1,25 +1,28 @@
 //! From a section of the configuration to the identity, and to what of it outlives the configuration.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use http::HeaderName;
 
-use super::config::{self, ClientAuth, Config, SameSite};
+use super::assertion::Signer;
+use super::config::{self, ClientAuth, ClientKey, Config, SameSite};
 use super::cookies::Jar;
 use super::opened::Lately;
 use super::provider::{Discovery, Provider, document_of, keep_known};
 use super::refresh::Memory;
-use super::seal::{Keys, LEAST_SECRET, random};
 use super::session::Limits;
 use super::tokens::Client;
 use super::{Core, Counters, Oidc};
 use crate::api::jose::fields::claim_field;
+use crate::api::jose::keys::Algorithm;
 use crate::api::jose::source;
 use crate::api::jose::token::Rules;
 use crate::contract::client::Remote;
 use crate::contract::filter::Authenticator;
+use crate::contract::seal::{Keys, LEAST_SECRET, random};
 use crate::contract::units::Secret;
 use crate::contract::{Build, ConfigError, Node, Spot};
 
@@ -56,6 +59,7 @@ pub fn oidc(node: &Node, build: &mut Build<'_>) -> Result<Oidc, ConfigError> {
         id: client_id.clone(),
         secret: config.client_secret.as_ref().map(reveal).transpose()?,
         auth: config.client_auth.as_ref().map(|a| a.value),
+        key: config.client_key.as_ref().map(|key| signer(&key.value, &issuer, &dir)).transpose()?,
     };
     let secrets = secrets(&config, &name, build)?;
     let claims = config
@@ -116,6 +120,13 @@ pub fn oidc(node: &Node, build: &mut Build<'_>) -> Result<Oidc, ConfigError> {
     })))
 }
 
+fn signer(config: &ClientKey, issuer: &str, dir: &Path) -> Result<Signer, ConfigError> {
+    let pem = config.key.value.reveal(dir).map_err(|e| ConfigError::at(config.key.span, e))?;
+    let audience = config.audience.clone().unwrap_or_else(|| issuer.to_owned());
+    Signer::read(&pem, config.algorithm.unwrap_or(Algorithm::ES256), config.id.clone(), audience)
+        .map_err(|e| ConfigError::at(config.key.span, e).help("`openssl genpkey` makes one; `algorithm` says for what"))
+}
+
 /// What the types do not say; gives the leeway in seconds.
 fn checked(config: &Config) -> Result<f64, ConfigError> {
     let at = |spot: &Spot<String>, message: &str, help: &str| Err(ConfigError::at(spot.span, message).help(help));
@@ -131,6 +142,12 @@ fn checked(config: &Config) -> Result<f64, ConfigError> {
     if config.algorithms.value.iter().any(|a| a.is_symmetric()) {
         return Err(ConfigError::at(config.algorithms.span, "tokens signed with the client's secret are not accepted")
             .help("have the issuer sign with RS256 or ES256"));
+    }
+    if let Some(key) = &config.client_key
+        && (config.client_secret.is_some() || config.client_auth.is_some())
+    {
+        return Err(ConfigError::at(key.span, "`clientKey` is a way of its own to prove who we are")
+            .help("remove `clientSecret` and `clientAuth`, or `clientKey`"));
     }
     if let Some(auth) = &config.client_auth {
         match (auth.value, &config.client_secret) {

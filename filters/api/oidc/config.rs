@@ -21,6 +21,8 @@ pub struct Config {
     pub client_secret: Option<Spot<Secret>>,
     /// How the secret is sent. Default: `basic` unless the issuer only takes `post`; `none` without a secret.
     pub client_auth: Option<Spot<ClientAuth>>,
+    /// A private key in place of a secret: `private_key_jwt` (RFC 7523).
+    pub client_key: Option<Spot<ClientKey>>,
     /// What is asked for; `openid` is added. `offline_access` or what the issuer wants for a refresh token goes here.
     #[serde(default)]
     pub scopes: Vec<Spot<String>>,
@@ -106,6 +108,21 @@ pub enum ClientAuth {
     Post,
     /// Not at all.
     None,
+}
+
+/// The key that signs who we are, for each question to the token endpoint.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ClientKey {
+    /// The key: PKCS #8, PEM.
+    pub key: Spot<Secret>,
+    /// Its name at the issuer: `kid`. Default none.
+    pub id: Option<String>,
+    /// What it signs with; not one of HS. Default ES256.
+    #[schemars(extend("default" = "ES256"))]
+    pub algorithm: Option<Algorithm>,
+    /// Whom what it signs is for. Default: the issuer's URL; some issuers want that of their token endpoint.
+    pub audience: Option<String>,
 }
 
 /// RFC 6265bis section 4.1.2.7.

@@ -12,7 +12,6 @@ use super::browser::{go_to, html, is_loopback, is_navigation, origin, page, safe
 use super::cookies::{Jar, pairs};
 use super::id_token::{self, Expected, same};
 use super::provider::Endpoints;
-use super::seal::word;
 use super::session::Session;
 use super::tokens::{Failure, Tokens, escape, form, userinfo};
 use super::{Core, invalid, seconds};
@@ -20,6 +19,7 @@ use crate::api::jose::keys::Signature;
 use crate::api::jose::token::Token;
 use crate::api::jose::unix;
 use crate::contract::filter::AuthVerdict;
+use crate::contract::seal::word;
 use crate::contract::{Body, Fault, Reason, RequestCx, now};
 
 /// How long somebody may take at the issuer's login page, in seconds.

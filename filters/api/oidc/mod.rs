@@ -1,6 +1,7 @@
 //! Identity kind `oidc`: people log in at an issuer (OpenID Connect Core 1.0), the browser keeps a sealed cookie, and
 //! tokens stay here.
 
+mod assertion;
 mod browser;
 mod build;
 mod config;
@@ -13,7 +14,6 @@ mod opened;
 mod provider;
 mod refresh;
 mod revoked;
-mod seal;
 mod session;
 #[cfg(test)]
 mod tests;
@@ -32,13 +32,13 @@ use crate::api::jose::token::Rules;
 use crate::contract::filter::{AuthError, AuthStep, AuthVerdict, Authenticator};
 use crate::contract::metrics::Counter;
 use crate::contract::principal::Consumer;
+use crate::contract::seal::Keys;
 use crate::contract::trail::Outcome as Decided;
 use crate::contract::{Body, Entry, Fault, RequestCx, Role};
 use cookies::Jar;
 use opened::{Lately, Opened};
 use provider::Provider;
 use refresh::{Memory, Outcome};
-use seal::Keys;
 use session::{Limits, Session};
 use tokens::Client;
 

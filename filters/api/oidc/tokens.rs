@@ -9,6 +9,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use serde_json::{Map, Value as Json};
 
+use super::assertion::{KIND, Signer};
 use super::config::ClientAuth;
 use super::provider::Endpoints;
 use crate::contract::client::{Bounds, Remote};
@@ -23,6 +24,7 @@ pub struct Client {
     pub id: String,
     pub secret: Option<String>,
     pub auth: Option<ClientAuth>,
+    pub key: Option<Signer>,
 }
 
 /// RFC 6749 section 5.1.
@@ -84,6 +86,13 @@ impl Client {
             Some(_) => ClientAuth::Basic,
         });
         let secret = self.secret.as_deref().unwrap_or_default();
+        let assertion = match &self.key {
+            None => None,
+            Some(key) => Some(key.assertion(&self.id).ok_or(Failure::Denied("the client's key signs nothing"))?),
+        };
+        if let Some(assertion) = &assertion {
+            pairs.extend([("client_assertion_type", KIND), ("client_assertion", assertion)]);
+        }
         let mut request = Request::post(path(&endpoints.token))
             .header(ACCEPT, "application/json")
             .header(CONTENT_TYPE, "application/x-www-form-urlencoded");

@@ -25,8 +25,8 @@ use crate::api::watched::{Compiled, Watched};
 use crate::contract::filter::{Filter, Needs, Step, Verdict};
 use crate::contract::metrics::Counter;
 use crate::contract::{
-    Body, Buffered, Build, ConfigError, Entry, Fault, Mistake, Node, Origin, Phase, Reason, RequestCx, ResponseCx,
-    Role, Span,
+    Body, Buffered, Build, ConfigError, Entry, Fault, Mistake, Node, Optional, Origin, Phase, Reason, RequestCx,
+    ResponseCx, Role, Span,
 };
 use config::{Config, DEPTH, LIMIT, MAX_DEPTH, MAX_LIMIT, Response};
 
@@ -351,6 +351,10 @@ impl Validate {
 
 impl Filter for Validate {
     fn on_request<'a>(&'a self, rq: &'a mut RequestCx) -> Step<'a> {
+        // What refuses nothing may be left out; what an answer is held against is found out here.
+        if self.shadow && self.response != Response::Enforce && rq.services.leaves_out(Optional::Validation) {
+            return Step::NEXT;
+        }
         Step::Wait(Box::pin(async move {
             let result = self.request(rq).await;
             // A body that broke off did so whoever looked at it.
@@ -369,6 +373,9 @@ impl Filter for Validate {
     fn on_response<'a>(&'a self, rq: &'a mut RequestCx, rs: &'a mut ResponseCx) -> Step<'a> {
         let Some(under) = rq.scratch.take::<Under>() else { return Step::NEXT };
         if rs.origin == Origin::Fault || rs.status.is_informational() || rs.status == StatusCode::NOT_MODIFIED {
+            return Step::NEXT;
+        }
+        if self.response == Response::Shadow && rq.services.leaves_out(Optional::Validation) {
             return Step::NEXT;
         }
         Step::Wait(Box::pin(async move {

@@ -395,3 +395,35 @@ proptest! {
         }
     }
 }
+
+/// A process that leaves out what it may.
+struct Busy;
+
+impl crate::contract::Services for Busy {
+    fn call(
+        self: Arc<Self>,
+        _: crate::contract::ServiceId,
+        _: crate::contract::Call,
+    ) -> crate::contract::call::Answering {
+        Box::pin(async { Err(Box::new(Fault::new(Reason::NoEndpoint))) })
+    }
+    fn leaves_out(&self, work: Optional) -> bool {
+        work == Optional::Validation
+    }
+}
+
+#[test]
+fn only_what_refuses_nothing_is_left_out() {
+    for (config, looked) in [
+        (json!({"openapi": "orders.yaml", "shadow": true}), false),
+        (json!({"openapi": "orders.yaml", "shadow": true, "response": "shadow"}), false),
+        (json!({"openapi": "orders.yaml", "shadow": true, "response": "enforce"}), true),
+        (json!({"openapi": "orders.yaml"}), true),
+    ] {
+        let bed = bed(config.clone());
+        let mut rq = rq("GET", "/nowhere", &[], "");
+        rq.services = Arc::new(Busy);
+        let step = bed.filter.on_request(&mut rq);
+        assert_eq!(matches!(step, Step::Wait(_)), looked, "{config}");
+    }
+}

@@ -65,8 +65,19 @@ impl Division {
         mut alarm: impl FnMut(&Level<T>, bool, &Census),
     ) {
         self.counted.store(now.0 / 1_000_000 + 1, Relaxed);
-        let counts: Few<Census> = levels.iter().map(|level| level.whole.0.count(now)).collect();
-        let capacities: Few<_> = counts.iter().map(|census| census.capacity).collect();
+        // Parts first: a level with zones is the sum of them, so each endpoint is looked at once.
+        let parts: Few<Census> = levels.iter().flat_map(|l| &l.zones).map(|(tier, _)| tier.count(now)).collect();
+        let mut rest = &*parts;
+        let counts: Few<(Census, &[Census])> = levels
+            .iter()
+            .map(|level| {
+                let (zones, others) = rest.split_at(level.zones.len());
+                rest = others;
+                let census = if zones.is_empty() { level.whole.0.count(now) } else { zones.iter().copied().sum() };
+                (census, zones)
+            })
+            .collect();
+        let capacities: Few<_> = counts.iter().map(|(census, _)| census.capacity).collect();
         let mut shares: Few<f64> = SmallVec::from_elem(0.0, levels.len());
         let health = over_priorities(&capacities, rules.room, &mut shares);
         let mut sums = self.sums.iter();
@@ -79,14 +90,14 @@ impl Division {
                 place.store(fixed, Relaxed);
             }
         };
-        for ((level, census), share) in levels.iter().zip(&counts).zip(&shares) {
+        for ((level, (census, parts)), share) in levels.iter().zip(&counts).zip(&shares) {
             // Where the levels together can carry everything, one that is thin has passed on what it cannot.
             let thin = health < 1.0 && rules.panic > 0.0 && census.outlook(rules.panic) == Outlook::Thin;
             if health > 0.0 {
                 alarm(level, thin, census);
             }
             let mut zones: Few<f64> = SmallVec::from_elem(0.0, level.zones.len());
-            if !thin && share_by_zone(level, rules, census, now, &mut zones) {
+            if !thin && share_by_zone(level, rules, census, parts, &mut zones) {
                 put(0.0);
                 zones.iter().for_each(|zone| put(share * zone));
             } else {
@@ -108,12 +119,12 @@ impl Division {
 }
 
 /// False: zones do not count now.
-fn share_by_zone<T>(level: &Level<T>, rules: &Rules, census: &Census, now: Moment, shares: &mut [f64]) -> bool {
-    let Some(zones) = rules.zones.as_ref().filter(|_| !level.zones.is_empty()) else { return false };
+fn share_by_zone<T>(level: &Level<T>, rules: &Rules, census: &Census, parts: &[Census], shares: &mut [f64]) -> bool {
+    let Some(zones) = rules.zones.as_ref().filter(|_| !parts.is_empty()) else { return false };
     if census.available < zones.min_endpoints {
         return false;
     }
-    let capacities: Few<_> = level.zones.iter().map(|(tier, _)| tier.count(now).capacity).collect();
+    let capacities: Few<_> = parts.iter().map(|census| census.capacity).collect();
     match zones.mode {
         Mode::Balanced => balanced(&capacities, level.own, zones.callers, shares),
         Mode::Local => local_first(&capacities, level.own, rules.room, shares),

@@ -14,6 +14,9 @@ pub mod pool;
 pub mod random;
 pub mod ring_hash;
 pub mod round_robin;
+#[cfg(test)]
+mod simulation_tests;
 mod spread;
 mod tier;
+pub mod utilization;
 pub mod zones;

@@ -57,6 +57,19 @@ pub struct Census {
     pub capacity: Capacity,
 }
 
+impl std::iter::Sum for Census {
+    fn sum<I: Iterator<Item = Self>>(parts: I) -> Self {
+        parts.fold(Self::default(), |sum, part| Self {
+            offered: sum.offered + part.offered,
+            available: sum.available + part.available,
+            capacity: Capacity {
+                offered: sum.capacity.offered + part.capacity.offered,
+                available: sum.capacity.available + part.capacity.available,
+            },
+        })
+    }
+}
+
 impl Census {
     /// Whether that is enough. `panic`: the least share of available endpoints.
     pub fn outlook(&self, panic: f64) -> Outlook {
@@ -142,7 +155,9 @@ impl Tier {
     /// Tries in flight on one endpoint on average, over the whole tier.
     pub fn mean_inflight(&self, now: Moment) -> f64 {
         let ms = now.0 / 1_000_000 + 1;
-        let sum = if self.endpoints.len() > SMALL && self.summed.0.load(Relaxed) == ms {
+        let fresh = u64::try_from(FRESH.as_millis()).unwrap_or(u64::MAX);
+        let summed = self.summed.0.load(Relaxed);
+        let sum = if self.endpoints.len() > SMALL && summed != 0 && ms.saturating_sub(summed) < fresh {
             self.summed.1.load(Relaxed)
         } else {
             let sum = self.endpoints.iter().map(|e| u64::from(e.state.inflight.load(Relaxed))).sum();

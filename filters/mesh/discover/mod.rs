@@ -10,6 +10,7 @@ pub mod eureka;
 pub mod file;
 pub mod kubernetes;
 pub mod nacos;
+mod race;
 mod registry;
 pub mod resolve;
 pub mod srv;

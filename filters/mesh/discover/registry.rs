@@ -11,7 +11,7 @@ use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 
 use crate::contract::client::{Bounds, Remote};
-use crate::contract::mesh::Address;
+use crate::contract::mesh::{Address, Found, Report};
 use crate::contract::section::{ConfigError, Spot};
 use crate::contract::{Build, Node};
 use crate::mesh::chance::Dice;
@@ -132,6 +132,35 @@ impl Patience {
     /// A regular pause.
     pub async fn pause(&mut self, regular: Duration) {
         tokio::time::sleep(self.dice.jitter(regular, JITTER / 2.0)).await;
+    }
+}
+
+/// A source that is asked over and over.
+pub trait Asked: Send {
+    /// One question: what is there now.
+    fn ask(&mut self) -> impl Future<Output = Result<Vec<Found>, String>> + Send;
+    /// Pause after an answer.
+    fn pause(&self) -> Duration;
+    /// A question failed: forgets what the failure may be due to.
+    fn forget(&mut self) {}
+}
+
+/// Asks for ever: regularly while there are answers, ever more seldom while there are none.
+pub async fn follow(mut source: impl Asked, report: Report) {
+    let mut patience = Patience::new();
+    loop {
+        match source.ask().await {
+            Ok(found) => {
+                patience.reset();
+                report.found(found);
+                patience.pause(source.pause()).await;
+            }
+            Err(why) => {
+                source.forget();
+                report.failed(why);
+                patience.wait().await;
+            }
+        }
     }
 }
 

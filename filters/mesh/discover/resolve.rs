@@ -8,11 +8,13 @@ use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolveHosts,
 use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::proto::rr::{RData, RecordType};
+use parking_lot::Mutex;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use super::race::{self, Known, Races};
 use crate::contract::section::{ConfigError, Spot};
-use crate::contract::units;
+use crate::contract::{now, units};
 use crate::mesh::chance::Dice;
 
 /// Default of `minTtl`.
@@ -26,7 +28,7 @@ const JITTER: f64 = 0.1;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum Family {
-    /// IPv4 if there is any, else IPv6.
+    /// One family of what has both. A name: the one that connects first, IPv6 with a head start.
     #[default]
     Auto,
     /// IPv4 only.
@@ -107,6 +109,8 @@ pub struct Srv {
 pub struct Resolver {
     client: TokioResolver,
     settings: Settings,
+    /// Contended by nobody: a source asks one question after the other.
+    races: Mutex<Races>,
 }
 
 impl Resolver {
@@ -134,7 +138,8 @@ impl Resolver {
             options.timeout = Duration::from_secs(2);
             options.attempts = 1;
         }
-        Ok(Self { client: builder.build().map_err(|e| format!("resolver: {e}"))?, settings })
+        let client = builder.build().map_err(|e| format!("resolver: {e}"))?;
+        Ok(Self { client, settings, races: Mutex::default() })
     }
 
     async fn ask(&self, name: &str, kind: RecordType) -> Result<Answer<RData>, NetError> {
@@ -151,8 +156,8 @@ impl Resolver {
         }
     }
 
-    /// Addresses of a name.
-    pub async fn addresses(&self, name: &str) -> Result<Answer<IpAddr>, String> {
+    /// Addresses of a name at which something is to answer on this port.
+    pub async fn addresses(&self, name: &str, port: u16) -> Result<Answer<IpAddr>, String> {
         let family = self.settings.family;
         let ask = async |kind, wanted| if wanted { Some(self.ask(name, kind).await) } else { None };
         let (v4, v6) = futures_util::future::join(
@@ -161,12 +166,11 @@ impl Resolver {
         )
         .await;
         let mut answer = Answer { list: Vec::new(), ttl: Duration::MAX };
-        let mut failure = None;
+        let (mut failure, mut lacking) = (None, self.settings.min_ttl);
         for part in [v4, v6].into_iter().flatten() {
-            if family == Family::Auto && !answer.list.is_empty() {
-                break;
-            }
             match part {
+                // A family that the name lacks says nothing of how long the other is good.
+                Ok(part) if part.list.is_empty() => lacking = part.ttl,
                 Ok(part) => {
                     answer.ttl = answer.ttl.min(part.ttl);
                     answer.list.extend(part.list.iter().filter_map(RData::ip_addr));
@@ -174,10 +178,36 @@ impl Resolver {
                 Err(e) => failure = failure.or(Some(e)),
             }
         }
+        if answer.list.is_empty() {
+            answer.ttl = lacking;
+        }
+        let both = answer.list.iter().any(IpAddr::is_ipv4) && answer.list.iter().any(IpAddr::is_ipv6);
+        if family == Family::Auto && both {
+            let v6 = self.prefers_v6(name, port, &answer.list).await;
+            answer.list.retain(|ip| ip.is_ipv6() == v6);
+        }
         // One family found is good even if the other failed; nothing found is only true if nobody failed.
         match failure {
             Some(e) if answer.list.is_empty() => Err(format!("{name}: {e}")),
             _ => Ok(answer),
+        }
+    }
+
+    /// Whether IPv6 is the family to use of a name that has both.
+    async fn prefers_v6(&self, name: &str, port: u16, list: &[IpAddr]) -> bool {
+        let mut set = list.to_vec();
+        set.sort_unstable();
+        let known = self.races.lock().known(name, port, &set, now());
+        match known {
+            Known::Winner(v6) => v6,
+            Known::Nothing(last) => match race::run(list, port).await {
+                Some(v6) => {
+                    self.races.lock().won(name, port, set, v6, now());
+                    v6
+                }
+                // Nobody answers now, which is news for health checks, not a reason to move.
+                None => last.unwrap_or(false),
+            },
         }
     }
 

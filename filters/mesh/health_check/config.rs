@@ -3,19 +3,21 @@
 use std::time::Duration;
 
 use http::HeaderValue;
-use http::uri::PathAndQuery;
+use http::uri::{Authority, PathAndQuery};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::contract::section::{ConfigError, Node, Span, Spot};
 use crate::contract::units;
 
-/// The section. Exactly one of `http` and `tcp`.
+/// The section. Exactly one of `http`, `grpc` and `tcp`.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Section {
     /// A GET request.
     pub http: Option<Http>,
+    /// A call of `grpc.health.v1.Health/Check` over HTTP/2.
+    pub grpc: Option<Grpc>,
     /// A connection is enough (with TLS: a handshake).
     pub tcp: Option<Tcp>,
     /// From one probe to the next, give or take a fifth. Default `5s`.
@@ -30,6 +32,33 @@ pub struct Section {
     /// Failures in a row that make an endpoint unhealthy. Default 3.
     #[schemars(extend("default" = 3))]
     pub unhealthy: Option<std::num::NonZeroU32>,
+    /// What an endpoint is until its first probe: `healthy`, the default, or `unhealthy`: it gets no request before it
+    /// has passed one.
+    #[schemars(extend("default" = "healthy"))]
+    pub initially: Option<Initially>,
+    /// Port of the probe. Default: the endpoint's own.
+    pub port: Option<Spot<u16>>,
+}
+
+/// See [`Section::initially`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Initially {
+    /// Gets requests at once.
+    Healthy,
+    /// Has to pass first.
+    Unhealthy,
+}
+
+/// `healthCheck.grpc`.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Grpc {
+    /// Service to ask about. Default: the whole server.
+    #[serde(default)]
+    pub service: String,
+    /// `:authority` of the call. Default: the endpoint's address.
+    pub host: Option<Spot<String>>,
 }
 
 /// `healthCheck.http`.
@@ -68,12 +97,16 @@ pub struct Settings {
     pub timeout: Duration,
     pub healthy: u32,
     pub unhealthy: u32,
+    /// Whether endpoints have to pass before they get requests.
+    pub wary: bool,
+    pub port: Option<u16>,
 }
 
 /// What is sent.
 #[derive(Clone, Debug)]
 pub enum Probe {
     Http { path: PathAndQuery, host: Option<HeaderValue>, expected: Vec<(u16, u16)> },
+    Grpc { service: String, host: Option<Authority> },
     Tcp,
 }
 
@@ -81,14 +114,18 @@ impl Section {
     /// Reads the section.
     pub fn settings(node: &Node) -> Result<Settings, ConfigError> {
         let s: Self = node.read()?;
-        let probe = match (s.http, s.tcp) {
-            (Some(http), None) => http.probe()?,
-            (None, Some(_)) => Probe::Tcp,
+        let probe = match (s.http, s.grpc, s.tcp) {
+            (Some(http), None, None) => http.probe()?,
+            (None, Some(grpc), None) => grpc.probe()?,
+            (None, None, Some(_)) => Probe::Tcp,
             _ => {
-                return Err(ConfigError::at(node.span, "a health check is either `http` or `tcp`")
-                    .help("write `http: { path: /healthz }` or `tcp: {}`"));
+                return Err(ConfigError::at(node.span, "a health check is one of `http`, `grpc` and `tcp`")
+                    .help("write `http: { path: /healthz }`, `grpc: {}` or `tcp: {}`"));
             }
         };
+        if let Some(port) = s.port.as_ref().filter(|port| port.value == 0) {
+            return Err(ConfigError::at(port.span, "nobody listens on port 0").help("from 1 to 65535"));
+        }
         let time = |key: Option<Spot<units::Duration>>, default: u64| match key {
             Some(d) if d.value.0.is_zero() => Err(ConfigError::at(d.span, "must be longer than 0s")),
             Some(d) => Ok(d.value.0),
@@ -100,6 +137,8 @@ impl Section {
             timeout: time(s.timeout, 1)?,
             healthy: s.healthy.map_or(2, std::num::NonZeroU32::get),
             unhealthy: s.unhealthy.map_or(3, std::num::NonZeroU32::get),
+            wary: s.initially == Some(Initially::Unhealthy),
+            port: s.port.map(|port| port.value),
         })
     }
 }
@@ -119,6 +158,17 @@ impl Http {
             Some(list) => list.into_iter().map(|s| s.value.range(s.span)).collect::<Result<_, _>>()?,
         };
         Ok(Probe::Http { path, host, expected })
+    }
+}
+
+impl Grpc {
+    fn probe(self) -> Result<Probe, ConfigError> {
+        let host = self.host.map(|h| {
+            Authority::try_from(h.as_str()).map_err(|_| {
+                ConfigError::at(h.span, "not a host name").help("write `orders.internal` or `orders.internal:8443`")
+            })
+        });
+        Ok(Probe::Grpc { service: self.service, host: host.transpose()? })
     }
 }
 

@@ -10,16 +10,26 @@ pub const UNHEALTHY: u8 = 2;
 /// Where an endpoint stands.
 #[derive(Clone, Copy, Debug)]
 pub struct Standing {
-    /// What is written to the endpoint.
+    /// What probes found.
     pub health: u8,
     /// Probes in a row that speak against `health`.
     against: u32,
+    /// Whether unknown counts as unhealthy.
+    wary: bool,
 }
 
 impl Standing {
     /// Goes on from what is known.
     pub const fn new(health: u8) -> Self {
-        Self { health, against: 0 }
+        Self { health, against: 0, wary: false }
+    }
+    /// Goes on from `health`; with `wary`, what is unhealthy was never probed, and its first pass is enough.
+    pub const fn of(health: u8, wary: bool) -> Self {
+        if wary && health == UNHEALTHY { Self { health: UNKNOWN, against: 0, wary } } else { Self::new(health) }
+    }
+    /// What is written to the endpoint.
+    pub const fn shown(&self) -> u8 {
+        if self.wary && self.health == UNKNOWN { UNHEALTHY } else { self.health }
     }
     /// Feeds a probe; true if `health` changed.
     pub const fn feed(&mut self, passed: bool, healthy: u32, unhealthy: u32) -> bool {

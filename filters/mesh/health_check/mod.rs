@@ -2,6 +2,7 @@
 
 mod config;
 mod core;
+mod grpc;
 mod probe;
 #[cfg(test)]
 mod tests;
@@ -16,7 +17,7 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 
 use self::config::{Section, Settings};
-use self::core::{Standing, UNKNOWN};
+use self::core::{Standing, UNHEALTHY, UNKNOWN};
 use crate::contract::entry::{Check, CheckTls, Members};
 use crate::contract::mesh::Endpoint;
 use crate::contract::metrics::Counter;
@@ -63,6 +64,9 @@ impl Check for Checker {
     fn run(&self, members: Members, tls: Option<CheckTls>) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         Box::pin(attend(self.0.clone(), members, tls))
     }
+    fn starts_unhealthy(&self) -> bool {
+        self.0.settings.wary
+    }
 }
 
 /// Gives every endpoint a task of its own, so that a slow one delays no other. Dropping this ends them all.
@@ -99,19 +103,22 @@ impl Drop for Attended {
 async fn watch(shared: Arc<Shared>, endpoint: Weak<Endpoint>, tls: Option<CheckTls>) {
     let s = &shared.settings;
     let mut dice = Dice::fresh();
-    let Some(mut standing) = endpoint.upgrade().map(|e| Standing::new(e.state.health.load(Relaxed))) else { return };
-    // Not all at once after a start.
-    tokio::time::sleep(s.interval.min(NOTICE).mul_f64(dice.fraction())).await;
+    let health = endpoint.upgrade().map(|e| e.state.health.load(Relaxed));
+    let Some(mut standing) = health.map(|health| Standing::of(health, s.wary)) else { return };
+    if standing.shown() != UNHEALTHY {
+        // Not all at once after a start; but who gets no request before its first probe does not wait for that.
+        tokio::time::sleep(s.interval.min(NOTICE).mul_f64(dice.fraction())).await;
+    }
     loop {
         // Not held while asleep: an endpoint that is gone must be able to go.
         let Some(e) = endpoint.upgrade().filter(|e| !e.state.draining.load(Relaxed)) else { return };
-        let result = tokio::time::timeout(s.timeout, probe::probe(&s.probe, &e.address, tls.as_ref()))
+        let result = tokio::time::timeout(s.timeout, probe::probe(s, &e.address, tls.as_ref()))
             .await
             .unwrap_or_else(|_| Err("no answer in time".to_owned()));
         if result.is_ok() { &shared.passed } else { &shared.failed }.inc();
         let changed = standing.feed(result.is_ok(), s.healthy, s.unhealthy);
         // Written each time: an older check that ends takes back what it knew.
-        e.state.health.store(standing.health, Relaxed);
+        e.state.health.store(standing.shown(), Relaxed);
         if changed {
             let service = &shared.service;
             match &result {

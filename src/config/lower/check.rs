@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use onehop_filters::contract::section::{Value, suggest};
+use onehop_filters::contract::section::{Key, Value, suggest};
 use onehop_filters::contract::units::Duration;
 use onehop_filters::contract::{Node, Span, Spot};
 
@@ -18,6 +18,8 @@ pub struct Names {
     pub plans: BTreeSet<String>,
     pub services: BTreeSet<String>,
     pub workload: bool,
+    /// Of each service that has any.
+    pub subsets: BTreeMap<String, BTreeSet<String>>,
 }
 
 impl Names {
@@ -32,6 +34,7 @@ impl Names {
             plans: names("plans"),
             services: names("services"),
             workload: root.get("workload").is_some(),
+            subsets: root.get("services").map(Node::entries).unwrap_or_default().iter().filter_map(subsets).collect(),
         }
     }
 }
@@ -61,6 +64,14 @@ impl Lower<'_> {
             self.dangling("service", &Spot { span, value: name.to_owned() }, |n| &n.services);
         }
     }
+    pub(super) fn must_know_subset(&mut self, service: &str, subset: &Spot<String>) {
+        let known = self.known.subsets.get(service);
+        if self.known.services.contains(service) && !known.is_some_and(|all| all.contains(&subset.value)) {
+            let known: Vec<&str> = known.into_iter().flatten().map(String::as_str).collect();
+            let help = suggest(&subset.value, &known);
+            self.error(subset.span, format!("service `{service}` has no subset `{}`", subset.value), help);
+        }
+    }
     fn dangling(&mut self, kind: &str, name: &Spot<String>, known: impl Fn(&Names) -> &BTreeSet<String>) {
         let all: Vec<&str> = known(&self.known).iter().map(String::as_str).collect();
         let help = suggest(&name.value, &all);
@@ -78,8 +89,8 @@ impl Lower<'_> {
         self.repeated_binds(plan);
         self.fallback_loops(plan);
         self.slow_tries(plan);
+        self.passed_on(plan);
         self.carried(plan);
-        self.connections(plan);
         self.shadowed(plan);
         self.unused(plan);
     }
@@ -155,21 +166,8 @@ impl Lower<'_> {
         }
     }
 
-    /// Identities come from calls that the application serves, for calls that it makes: those arrive on mesh listeners.
-    fn carried(&mut self, plan: &Plan) {
-        for route in plan.routes.iter().filter(|route| route.carry_identity) {
-            let on = |name: &str| route.listeners.as_ref().is_none_or(|mine| mine.iter().any(|n| n == name));
-            if !plan.listeners.iter().any(|(name, listener)| on(name) && (listener.mesh || listener.capture.is_some()))
-            {
-                let message =
-                    format!("route `{}` is on no mesh listener: no call comes there from an application", route.name);
-                self.error(route.span, message, "remove `carry.identity`, or write `exposure: mesh` on its listener");
-            }
-        }
-    }
-
     /// Routes of TCP listeners, and such listeners without one.
-    fn connections(&mut self, plan: &Plan) {
+    fn passed_on(&mut self, plan: &Plan) {
         for route in plan.routes.iter().filter(|r| r.tcp) {
             let on = route.listeners.iter().flatten().filter_map(|name| plan.listeners.get(name));
             let passed = on.clone().any(|l| l.tcp == Some(Tcp::Passthrough));
@@ -185,6 +183,16 @@ impl Lower<'_> {
                     let message = format!("service `{}` falls back to an answer, and nobody asks here", service.name);
                     self.error(route.span, message, "fall back to a service: `fallback: { service: NAME }`");
                 }
+                for key in ["sessionPersistence", "endpointOverride"] {
+                    if let Some(section) = service.roles.get(key) {
+                        let message = format!("`{key}` reads fields of requests, and route `{}` has none", route.name);
+                        self.warn(
+                            section.span,
+                            message,
+                            "bind connections by `loadBalancer: { policy: maglev, hash: ip }`",
+                        );
+                    }
+                }
                 if passed && service.tls.as_ref().is_some_and(|tls| !tls.mesh) {
                     let message = format!("TLS is passed through to service `{}`, inside TLS of ours", service.name);
                     self.warn(route.span, message, "remove `tls` of the service, unless its endpoints end both");
@@ -196,6 +204,19 @@ impl Lower<'_> {
             if !plan.routes.iter().any(mine) {
                 let message = format!("no route names listener `{}`: it closes every connection", listener.name);
                 self.warn(listener.span, message, "add `- { name: NAME, listeners: [LISTENER], to: SERVICE }`");
+            }
+        }
+    }
+
+    /// Identities come from calls that the application serves, for calls that it makes: those arrive on mesh listeners.
+    fn carried(&mut self, plan: &Plan) {
+        for route in plan.routes.iter().filter(|route| route.carry_identity) {
+            let on = |name: &str| route.listeners.as_ref().is_none_or(|mine| mine.iter().any(|n| n == name));
+            if !plan.listeners.iter().any(|(name, listener)| on(name) && (listener.mesh || listener.capture.is_some()))
+            {
+                let message =
+                    format!("route `{}` is on no mesh listener: no call comes there from an application", route.name);
+                self.error(route.span, message, "remove `carry.identity`, or write `exposure: mesh` on its listener");
             }
         }
     }
@@ -239,6 +260,12 @@ impl Lower<'_> {
             self.warn(Span { file: 0, line: 1, column: 1 }, "there is no listener: nothing is served", help);
         }
     }
+}
+
+/// Names of the subsets of a service that has any.
+fn subsets((name, service): &(Key, Node)) -> Option<(String, BTreeSet<String>)> {
+    let all = service.get("subsets")?.entries().iter().map(|(name, _)| name.name.clone()).collect();
+    Some((name.name.clone(), all))
 }
 
 /// Every text in a section.

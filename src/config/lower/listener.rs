@@ -4,17 +4,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use onehop_filters::contract::networks::Networks;
 use onehop_filters::contract::section::Value;
 use onehop_filters::contract::{Node, Span, Spot};
 
-use super::super::plan::{Bind, Capture, Limits, Listener, ListenerTls, Paths, ProxyProtocol, Tcp};
+use super::super::plan::{Bind, Capture, Clients, Limits, Listener, ListenerTls, Paths, ProxyProtocol, Tcp};
 use super::super::raw;
 use super::Lower;
 
 /// Keys that do nothing on a listener that takes connections instead of requests.
 const HTTP_ONLY: [&str; 4] = ["exposure", "unknownHosts", "paths", "via"];
 /// Limits that act on one.
-const TCP_LIMITS: [&str; 2] = ["connections", "tlsTimeout"];
+const TCP_LIMITS: [&str; 3] = ["connections", "connectionsPerClient", "tlsTimeout"];
 
 impl Lower<'_> {
     pub(super) fn listener(&mut self, name: &str, span: Span, node: &Node) -> Option<Arc<Listener>> {
@@ -89,6 +90,7 @@ impl Lower<'_> {
                 raw::Capture::Outbound => Capture::Outbound,
             }),
             passthrough: raw.unknown_hosts == Some(raw::UnknownHosts::Passthrough),
+            clients: self.clients(raw.ip_rules.as_ref()),
             limits: self.limits(&raw.limits),
             paths: Paths {
                 reject_escaped_slashes: raw.paths.escaped_slashes == Some(raw::Rule::Reject),
@@ -175,6 +177,23 @@ impl Lower<'_> {
         })
     }
 
+    fn clients(&mut self, raw: Option<&Spot<raw::Clients>>) -> Option<Arc<Clients>> {
+        let raw = raw?;
+        if raw.allow.is_none() && raw.deny.is_empty() {
+            self.error(raw.span, "`ipRules` checks nothing", "name networks in `allow` or `deny`");
+        }
+        let allow = raw.allow.as_deref().map(Networks::read).transpose();
+        let deny = Networks::read(&raw.deny);
+        match (allow, deny) {
+            (Ok(allow), Ok(deny)) => Some(Arc::new(Clients { allow, deny })),
+            (allow, deny) => {
+                self.errors.extend(allow.err());
+                self.errors.extend(deny.err());
+                None
+            }
+        }
+    }
+
     fn network(&mut self, text: &Spot<String>) -> Option<IpNet> {
         let net = text.parse::<IpNet>().or_else(|_| text.parse::<std::net::IpAddr>().map(IpNet::from));
         if net.is_err() {
@@ -192,6 +211,7 @@ impl Lower<'_> {
             body: Some(raw.body.unwrap_or_default().0).filter(|n| *n > 0),
             streams: self.count(&raw.streams, 1 << 16),
             connections: self.count(&raw.connections, 1 << 24),
+            per_client: raw.connections_per_client.as_ref().map(|n| self.count(n, 1 << 24)),
             head_timeout: raw.head_timeout.0,
             body_idle_timeout: raw.body_idle_timeout.0,
             idle_timeout: raw.idle_timeout.0,
@@ -210,7 +230,7 @@ impl Lower<'_> {
     }
 
     /// A count from 1; zero would refuse everything and is never meant.
-    fn count<T: TryFrom<u64> + Default>(&mut self, n: &Spot<u64>, high: u64) -> T {
+    pub(super) fn count<T: TryFrom<u64> + Default>(&mut self, n: &Spot<u64>, high: u64) -> T {
         if !(1..=high).contains(&n.value) {
             self.error(n.span, format!("{} is out of range", n.value), format!("from 1 to {high}"));
         }

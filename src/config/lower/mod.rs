@@ -145,7 +145,7 @@ impl<'a> Lower<'a> {
             Role::Credential(_) => slot == Slot::Consumer,
             Role::Discover(_) => slot == Slot::Discover,
             Role::Balance(_) => slot == Slot::Balance,
-            Role::Gate(_) | Role::Retry(_) | Role::Check(_) => slot == Slot::Service,
+            Role::Gate(_) | Role::Retry(_) | Role::Affinity(_) | Role::Check(_) => slot == Slot::Service,
         };
         self.entries.iter().filter(|e| fits(&e.role)).map(|e| e.name).collect()
     }
@@ -322,6 +322,7 @@ impl<'a> Lower<'a> {
             let kind = match work.value {
                 raw::Optional::Mirror => Optional::Mirror,
                 raw::Optional::Tracing => Optional::Tracing,
+                raw::Optional::Validation => Optional::Validation,
             };
             if brownout.contains(&kind) {
                 self.error(work.span, "this stands twice", "the first to be left out stands first");

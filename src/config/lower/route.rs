@@ -355,7 +355,7 @@ impl Lower<'_> {
         match &to.value {
             Value::Str(service) => {
                 self.must_know_service(service, to.span);
-                Some(vec![Callee { service: service.clone(), weight: 1, edits: None }])
+                Some(vec![Callee { service: service.clone(), subset: None, weight: 1, edits: None }])
             }
             Value::Seq(items) if items.is_empty() => {
                 self.error(to.span, "`to` names no service", "write `to: SERVICE`");
@@ -371,12 +371,16 @@ impl Lower<'_> {
                         self.error(target.weight.span, "the weight is too large", "from 0 to 1000000");
                         continue;
                     };
-                    if targets.iter().any(|other| other.service == target.service.value) {
+                    if let Some(subset) = &target.subset {
+                        self.must_know_subset(&target.service.value, subset);
+                    }
+                    let edits = self.edits(&target);
+                    let subset = target.subset.map(|subset| subset.value);
+                    if targets.iter().any(|t| t.service == target.service.value && t.subset == subset) {
                         let message = format!("`{}` stands twice in `to`", target.service.value);
                         self.error(target.service.span, message, "add up its weights");
                     }
-                    let edits = self.edits(&target);
-                    targets.push(Callee { service: target.service.value, weight, edits });
+                    targets.push(Callee { service: target.service.value, subset, weight, edits });
                 }
                 if !targets.is_empty() && targets.iter().all(|target| target.weight == 0) {
                     let help = "every request is answered 500; give a service a weight";

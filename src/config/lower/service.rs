@@ -2,12 +2,14 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use onehop_filters::contract::section::{Value, suggest};
 use onehop_filters::contract::{Node, Span, Spot};
 
-use super::super::plan::{Fallback, Protocol, SendProxy, Service, UpstreamTls};
+use super::super::plan::{Connections, Fallback, Protocol, SendProxy, Service, UpstreamTls};
 use super::super::raw;
+use super::listener::limit;
 use super::section::{keys, without};
 use super::{Lower, Slot};
 
@@ -40,6 +42,10 @@ impl Lower<'_> {
         if raw.connect_timeout.value.0.is_zero() {
             self.error(raw.connect_timeout.span, "a connect timeout of 0 never connects", "write it such as `1s`");
         }
+        let connections = self.connections(&raw.connections);
+        if let Some(subsets) = rest.get("subsets") {
+            self.labels_are_asked_for(subsets);
+        }
         let tls = raw.tls.as_ref().map(|tls| self.service_tls(tls, rest.get("tls").unwrap_or(&rest)));
         let fallback = match &raw.fallback {
             Some(raw::Fallback::Respond(respond)) => Some(Fallback::Respond(Arc::new(self.canned(respond)?))),
@@ -64,11 +70,41 @@ impl Lower<'_> {
             connect_timeout: raw.connect_timeout.value.0,
             fallback,
             pool_idle: raw.idle_timeout.0,
+            subsets: raw.subsets,
             proxy_protocol: raw.proxy_protocol.map(|version| match version {
                 raw::SendProxy::V1 => SendProxy::V1,
                 raw::SendProxy::V2 => SendProxy::V2,
             }),
+            connections,
         })
+    }
+
+    fn connections(&mut self, raw: &raw::Connections) -> Connections {
+        if let Some(age) = raw.max_age.as_ref().filter(|age| age.value.0 < Duration::from_secs(1)) {
+            self.error(age.span, "connections this young are hardly opened", "write `1s` or more, such as `10m`");
+        }
+        if raw.h2.ping_timeout.value.0.is_zero() {
+            let help = "write it such as `20s`; `pingInterval: 0s` pings never";
+            self.error(raw.h2.ping_timeout.span, "no ping is answered within 0s", help);
+        }
+        Connections {
+            max_requests: raw.max_requests.as_ref().map_or(u64::MAX, |n| self.count(n, u64::MAX)),
+            max_age: raw.max_age.as_ref().map(|age| age.value.0),
+            h2_max: self.count(&raw.h2.max_per_endpoint, 1000),
+            h2_streams: self.count(&raw.h2.max_streams, 1 << 16),
+            ping: limit(raw.h2.ping_interval.0),
+            pong: raw.h2.ping_timeout.value.0,
+            ping_idle: raw.h2.ping_idle,
+        }
+    }
+
+    fn labels_are_asked_for(&mut self, subsets: &Node) {
+        for (name, labels) in subsets.entries() {
+            if labels.value == Value::Map(Vec::new()) {
+                let help = "name one, such as `{ version: v2 }`; all endpoints are the service itself";
+                self.error(labels.span, format!("subset `{}` asks for no label", name.name), help);
+            }
+        }
     }
 
     fn balance(&mut self, node: Option<&Node>) -> Option<(String, Option<Node>)> {

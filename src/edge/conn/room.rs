@@ -183,6 +183,7 @@ pub fn limits() -> Limits {
         body: None,
         streams: 100,
         connections: 100,
+        per_client: None,
         head_timeout: Duration::from_millis(300),
         body_idle_timeout: Duration::from_millis(500),
         idle_timeout: PATIENCE,

@@ -37,6 +37,7 @@ fn listener(name: &str) -> Listener {
         mesh: false,
         capture: None,
         passthrough: false,
+        clients: None,
         limits: Limits {
             head: 32 * 1024,
             uri: 8 * 1024,
@@ -44,6 +45,7 @@ fn listener(name: &str) -> Listener {
             body: None,
             streams: 100,
             connections: 1000,
+            per_client: None,
             head_timeout: Duration::from_secs(10),
             body_idle_timeout: Duration::from_secs(30),
             idle_timeout: Duration::from_secs(60),

@@ -22,6 +22,7 @@ fn listener() -> Listener {
         mesh: false,
         capture: None,
         passthrough: false,
+        clients: None,
         limits: Limits {
             head: 0,
             uri: 0,
@@ -29,6 +30,7 @@ fn listener() -> Listener {
             body: None,
             streams: 0,
             connections: 0,
+            per_client: None,
             head_timeout: Duration::ZERO,
             body_idle_timeout: Duration::ZERO,
             idle_timeout: Duration::ZERO,

@@ -6,6 +6,7 @@ use std::task::{Context, Poll};
 
 use bytes::BytesMut;
 use onehop_filters::contract::Moment;
+use onehop_filters::contract::clock::recent;
 use tokio::io::AsyncReadExt;
 
 use crate::upstream::dial::Wire;
@@ -27,6 +28,8 @@ pub(in crate::upstream) struct Conn {
     pub write: Vec<u8>,
     /// Exchanges begun.
     pub requests: u64,
+    /// When it was opened.
+    pub born: Moment,
     /// Since when it has been idle.
     pub idle_since: Moment,
     /// Where it belongs. Weak, because idle connections live there.
@@ -37,7 +40,8 @@ pub(in crate::upstream) struct Conn {
 
 impl Conn {
     pub fn new(wire: Wire, shard: Weak<Shard>, open: Open) -> Self {
-        Self { wire, read: BytesMut::new(), write: Vec::new(), requests: 0, idle_since: Moment::ZERO, shard, open }
+        let (born, idle_since) = (recent(), Moment::ZERO);
+        Self { wire, read: BytesMut::new(), write: Vec::new(), requests: 0, born, idle_since, shard, open }
     }
 
     /// Reads once. `expected` bytes of payload are still to come, as far as is known. 0 = the peer has ended.

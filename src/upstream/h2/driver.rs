@@ -9,17 +9,25 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::client::Connection;
 use h2::{Ping, PingPong};
+use onehop_filters::contract::mesh::stable_hash;
+use onehop_filters::contract::now;
 use tokio::sync::oneshot;
 use tokio::time::{Sleep, sleep};
 
 use super::gather::{Gather, Handle};
 use super::session::State;
+use crate::config::plan::Connections;
 use crate::upstream::pool::Open;
 
-/// A connection with streams on it is pinged this often.
-const PING_EVERY: Duration = Duration::from_secs(30);
-/// Without a pong for this long the connection is dead, and its streams with it.
-const PONG_WITHIN: Duration = Duration::from_secs(20);
+/// A timer needs some end.
+const NEVER: Duration = Duration::from_secs(86_400 * 365);
+
+/// Give or take a tenth: connections that were opened together are not replaced together.
+fn spread(age: Duration) -> Duration {
+    let chance = stable_hash(&[&now().0.to_be_bytes()]) >> 48;
+    // From 0 to 65,535 of 65,536.
+    age.mul_f64(0.9 + 0.2 * f64::from(u32::try_from(chance).unwrap_or_default()) / 65_536.0)
+}
 
 /// Runs until the connection has ended.
 pub(super) async fn drive(
@@ -28,9 +36,16 @@ pub(super) async fn drive(
     state: Arc<State>,
     settled: oneshot::Sender<()>,
     open: Open,
+    limits: Connections,
 ) {
-    let mut pulse = connection.ping_pong().map(|pings| Pulse::new(pings, settled));
+    let mut pulse = connection.ping_pong().map(|pings| Pulse::new(pings, settled, limits));
+    let mut age = limits.max_age.map(|age| Box::pin(sleep(spread(age))));
     std::future::poll_fn(|cx| {
+        if age.as_mut().is_some_and(|age| age.as_mut().poll(cx).is_ready()) {
+            // The pool lets go of it, and it ends after its streams.
+            state.close();
+            age = None;
+        }
         let ended = Pin::new(&mut connection).poll(cx).is_ready();
         let dead = pulse.as_mut().is_some_and(|pulse| pulse.poll(cx, &state).is_ready());
         // After every poll, the last one too: what was gathered in it must go out.
@@ -49,15 +64,20 @@ struct Pulse {
     pings: PingPong,
     timer: Pin<Box<Sleep>>,
     waiting: bool,
+    limits: Connections,
     /// Told of the first pong.
     settled: Option<oneshot::Sender<()>>,
 }
 
 impl Pulse {
     /// The first ping goes out with the preface: its pong proves that the peer's settings were read before it.
-    fn new(mut pings: PingPong, settled: oneshot::Sender<()>) -> Self {
+    fn new(mut pings: PingPong, settled: oneshot::Sender<()>, limits: Connections) -> Self {
         let waiting = pings.send_ping(Ping::opaque()).is_ok();
-        Self { pings, timer: Box::pin(sleep(PONG_WITHIN)), waiting, settled: Some(settled) }
+        Self { pings, timer: Box::pin(sleep(limits.pong)), waiting, limits, settled: Some(settled) }
+    }
+
+    fn rest(&mut self) {
+        self.timer.set(sleep(self.limits.ping.unwrap_or(NEVER)));
     }
 
     /// Ready: the peer is dead.
@@ -69,7 +89,7 @@ impl Pulse {
                     // Nobody waits any more if the request was cancelled.
                     let _ = settled.send(());
                 }
-                self.timer.set(sleep(PING_EVERY));
+                self.rest();
             }
             if self.timer.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;
@@ -77,11 +97,11 @@ impl Pulse {
             if self.waiting {
                 return Poll::Ready(());
             }
-            if state.streams() > 0 {
+            if state.streams() > 0 || self.limits.ping_idle {
                 self.waiting = self.pings.send_ping(Ping::opaque()).is_ok();
-                self.timer.set(sleep(PONG_WITHIN));
+                self.timer.set(sleep(self.limits.pong));
             } else {
-                self.timer.set(sleep(PING_EVERY));
+                self.rest();
             }
         }
     }

@@ -78,14 +78,18 @@ pub(in crate::upstream) async fn send(
         Body::Full(bytes) => Body::Full(bytes.clone()),
         Body::Stream(_) => std::mem::take(body),
     };
-    let mut call = Call { response, pump: Pump::new(sent, stream, hold, done), interim: 0 };
+    let mut call = Call { response, pump: Pump::new(sent, stream, hold, done), interim: 0, gone: false };
     match std::future::poll_fn(|cx| call.poll(cx, informational)).await {
         Ok(response) => reply(head, response, call.pump, lease).map_err(still),
         Err(fault) => {
             if streams && let (Some(whole), _) = call.pump.into_parts() {
                 *body = whole;
             }
-            Err(still(fault))
+            // RFC 9113 section 6.8: above the last stream that GOAWAY names, so another session may take it.
+            if call.gone {
+                session.close();
+            }
+            Err(Failed { fault, moved: call.gone })
         }
     }
 }
@@ -94,6 +98,8 @@ struct Call {
     response: ResponseFuture,
     pump: Pump,
     interim: u32,
+    /// The peer said GOAWAY before it looked at this stream.
+    gone: bool,
 }
 
 impl Call {
@@ -118,11 +124,18 @@ impl Call {
                         tell(interim.status(), interim.into_parts().0.headers);
                     }
                 }
-                Poll::Ready(Some(Err(e))) => return Poll::Ready(Err(fault(&e))),
-                Poll::Ready(None) => return Pin::new(&mut self.response).poll(cx).map_err(|e| fault(&e)),
+                Poll::Ready(Some(Err(e))) => return Poll::Ready(Err(self.failed(&e))),
+                Poll::Ready(None) => return Pin::new(&mut self.response).poll(cx).map_err(|e| self.failed(&e)),
                 Poll::Pending => return Poll::Pending,
             }
         }
+    }
+}
+
+impl Call {
+    fn failed(&mut self, e: &h2::Error) -> Fault {
+        self.gone = e.is_remote() && e.is_go_away();
+        fault(e)
     }
 }
 

@@ -17,8 +17,9 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::config::plan;
 use crate::config::plan::Protocol;
-use crate::upstream::tests::{Ask, Peer, answering, channel, failing, peer, settings, text};
+use crate::upstream::tests::{Ask, Peer, answering, channel, failing, limits, peer, settings, text};
 use crate::upstream::{Settings, Upstream};
 
 type Call = (Request<RecvStream>, SendResponse<Bytes>);
@@ -449,4 +450,160 @@ async fn a_burst_respects_the_stream_limit_of_a_new_session() {
     let calls = (0..40).map(|_| async { text(ask.with(&up, &peer, Body::full("x")).await.unwrap()).await.unwrap() });
     assert!(futures_util::future::join_all(calls).await.iter().all(|t| t == "x"));
     assert!(peer.accepted.load(Relaxed) <= 8);
+}
+
+fn limited(change: impl FnOnce(&mut plan::Connections)) -> Upstream {
+    Upstream::new(Settings { protocol: Protocol::H2, connections: limits(change), ..settings() })
+}
+
+async fn exchange(up: &Upstream, peer: &Peer) -> bool {
+    let reply = Ask::post().with(up, peer, Body::full("x")).await.unwrap();
+    let reused = reply.reused;
+    assert_eq!(text(reply).await.unwrap(), "x");
+    reused
+}
+
+#[tokio::test]
+async fn a_request_outlives_the_farewell_of_every_session() {
+    let (tell, told) = tokio::sync::watch::channel(());
+    let mut builder = Builder::new();
+    builder.max_concurrent_streams(2);
+    let peer = connections(builder, move |mut connection| {
+        let mut told = told.clone();
+        // Who comes after the farewell is welcome.
+        told.mark_unchanged();
+        async move {
+            let mut leaving = false;
+            loop {
+                tokio::select! {
+                    _ = told.changed(), if !leaving => {
+                        connection.graceful_shutdown();
+                        leaving = true;
+                    }
+                    call = connection.accept() => match call {
+                        Some(Ok(call)) => drop(tokio::spawn(echo(call))),
+                        _ => return,
+                    },
+                }
+            }
+        }
+    })
+    .await;
+    let up = upstream();
+    // Three sessions, each with a stream that goes on and room for another.
+    let mut open = Vec::new();
+    for _ in 0..6 {
+        let (feed, body) = channel();
+        feed.send(Frame::data(Bytes::from_static(b"1"))).await.unwrap();
+        let reply = Ask::post().with(&up, &peer, body).await.unwrap();
+        open.push(Some((feed, reply)));
+    }
+    assert_eq!(peer.accepted.load(Relaxed), 3);
+    for n in [1, 3, 5] {
+        let (feed, reply) = open[n].take().unwrap();
+        drop(feed);
+        text(reply).await.unwrap();
+    }
+    while up.connections()[&7].streams != 3 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    tell.send(()).unwrap();
+    // Whether or not the farewells have arrived: none of these fails.
+    for _ in 0..20 {
+        exchange(&up, &peer).await;
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert!(peer.accepted.load(Relaxed) > 3);
+    // And what was under way goes on to its end.
+    for (feed, reply) in open.into_iter().flatten() {
+        drop(feed);
+        assert_eq!(text(reply).await.unwrap(), "1");
+    }
+}
+
+#[tokio::test]
+async fn a_session_carries_no_more_requests_than_allowed() {
+    let peer = streams(|rq, rs| echo((rq, rs))).await;
+    let up = limited(|l| l.max_requests = 2);
+    for reused in [false, true, false, true, false] {
+        assert_eq!(exchange(&up, &peer).await, reused);
+    }
+    assert_eq!(peer.accepted.load(Relaxed), 3);
+}
+
+#[tokio::test]
+async fn a_session_that_grew_old_is_replaced_and_ends_after_what_it_carries() {
+    let peer = streams(|rq, rs| echo((rq, rs))).await;
+    let age = Duration::from_millis(80);
+    let up = limited(|l| l.max_age = Some(age));
+    let (feed, body) = channel();
+    feed.send(Frame::data(Bytes::from_static(b"1"))).await.unwrap();
+    let long = Ask::post().with(&up, &peer, body).await.unwrap();
+    assert!(exchange(&up, &peer).await);
+    // A tenth more, at most.
+    tokio::time::sleep(age.mul_f32(1.2)).await;
+    assert!(!exchange(&up, &peer).await, "another session");
+    feed.send(Frame::data(Bytes::from_static(b"2"))).await.unwrap();
+    drop(feed);
+    assert_eq!(text(long).await.unwrap(), "12");
+}
+
+#[tokio::test]
+async fn no_more_sessions_are_opened_than_allowed() {
+    let mut builder = Builder::new();
+    builder.max_concurrent_streams(2);
+    let peer = connections(builder, |mut connection| async move {
+        while let Some(Ok(call)) = connection.accept().await {
+            tokio::spawn(echo(call));
+        }
+    })
+    .await;
+    let up = limited(|l| l.h2_max = 2);
+    let calls = (0..30).map(|_| exchange(&up, &peer));
+    futures_util::future::join_all(calls).await;
+    assert!(peer.accepted.load(Relaxed) <= 2);
+}
+
+/// Answers one call on each connection, then hears and says nothing more, though the connection stays open.
+async fn half_dead() -> Peer {
+    connections(Builder::new(), |mut connection| async move {
+        let call = connection.accept().await.unwrap().unwrap();
+        let done = tokio::spawn(echo(call));
+        while !done.is_finished() {
+            let step = std::future::poll_fn(|cx| connection.poll_closed(cx));
+            let _ = tokio::time::timeout(Duration::from_millis(5), step).await;
+        }
+        let step = std::future::poll_fn(|cx| connection.poll_closed(cx));
+        let _ = tokio::time::timeout(Duration::from_millis(30), step).await;
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        drop(connection);
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_dead_connection_is_found_out_while_it_is_idle() {
+    let peer = half_dead().await;
+    let up = limited(|l| {
+        (l.ping, l.pong, l.ping_idle) = (Some(Duration::from_millis(60)), Duration::from_millis(100), true);
+    });
+    exchange(&up, &peer).await;
+    let waited = tokio::time::timeout(Duration::from_secs(5), async {
+        while up.connections()[&7].open > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    waited.await.expect("the session is closed");
+    assert!(!exchange(&up, &peer).await, "a request does not meet it");
+}
+
+#[tokio::test]
+async fn a_dead_connection_fails_what_it_carries_in_bounded_time() {
+    let peer = half_dead().await;
+    let up = limited(|l| (l.ping, l.pong) = (Some(Duration::from_millis(60)), Duration::from_millis(100)));
+    exchange(&up, &peer).await;
+    let stuck = tokio::time::timeout(Duration::from_secs(5), Ask::post().with(&up, &peer, Body::full("x"))).await;
+    let fault = stuck.expect("not for ever").err().expect("nobody answers");
+    assert_eq!((fault.reason, fault.proof), (Reason::Reset, Proof::MayHaveRun));
+    assert!(!exchange(&up, &peer).await, "the next one has another session");
 }

@@ -1,10 +1,10 @@
 //! Peak-EWMA as Finagle and Linkerd do it: a slower answer counts at once, a faster one by and by; load multiplies.
 
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use http::StatusCode;
 use http::header::RETRY_AFTER;
+use http::{HeaderMap, StatusCode};
 
 use super::config::Settings;
 use crate::contract::Moment;
@@ -104,25 +104,50 @@ fn fade(settings: &Settings, then: Moment, now: Moment) -> f64 {
 pub fn observe(settings: &Settings, e: &Endpoint, outcome: &TryOutcome<'_>, now: Moment) {
     let pressed = match &outcome.result {
         Ok((status, headers)) => {
-            // gRPC: 8 resource-exhausted, 13 internal, 14 unavailable.
             let failed = *status == StatusCode::TOO_MANY_REQUESTS
                 || status.is_server_error()
-                || matches!(outcome.grpc, Some(8 | 13 | 14));
-            failed.then(|| {
-                let asked = headers.get(RETRY_AFTER).and_then(|v| v.to_str().ok()?.trim().parse().ok());
-                asked.map_or(Duration::ZERO, Duration::from_secs).min(settings.penalty * LONGEST_PENALTY)
-            })
+                || outcome.grpc.is_some_and(presses);
+            failed.then(|| asked(headers).unwrap_or_default())
         }
         // The caller's failures say nothing about the endpoint, and neither does the caller's short deadline.
         Err((reason, _)) if reason.side() != Side::Upstream || *reason == Reason::Deadline => return,
         Err(_) => Some(Duration::ZERO),
     };
-    if let Some(asked) = pressed
-        && !settings.penalty.is_zero()
-    {
-        e.state.penalty_until.fetch_max((now + settings.penalty.max(asked)).0, Relaxed);
+    if let Some(asked) = pressed {
+        penalise(settings, &e.state, asked, now);
     }
     feed(settings, &e.state, outcome.latency, pressed.is_some(), now);
+}
+
+/// An answer that looked well ended with this gRPC status.
+pub fn ended(settings: &Settings, e: &Endpoint, grpc: u32, now: Moment) {
+    if presses(grpc) {
+        penalise(settings, &e.state, Duration::ZERO, now);
+    }
+}
+
+/// gRPC: 8 resource-exhausted, 13 internal, 14 unavailable.
+const fn presses(grpc: u32) -> bool {
+    matches!(grpc, 8 | 13 | 14)
+}
+
+fn penalise(settings: &Settings, s: &EndpointState, asked: Duration, now: Moment) {
+    if !settings.penalty.is_zero() {
+        let asked = asked.min(settings.penalty * LONGEST_PENALTY);
+        s.penalty_until.fetch_max((now + settings.penalty.max(asked)).0, Relaxed);
+    }
+}
+
+/// The pause that an answer asks for: seconds or a date (RFC 9110 section 10.2.3), or gRPC's milliseconds (gRFC A6).
+fn asked(headers: &HeaderMap) -> Option<Duration> {
+    if let Some(ms) = headers.get("grpc-retry-pushback-ms") {
+        return ms.to_str().ok()?.trim().parse().ok().map(Duration::from_millis);
+    }
+    let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = value.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    httpdate::parse_http_date(value).ok()?.duration_since(SystemTime::now()).ok()
 }
 
 /// A peak counts at once, a dip by its age; a failure can make an endpoint look slower, never faster.

@@ -44,4 +44,7 @@ impl Balance for Policy {
     fn observe(&self, endpoint: &Endpoint, outcome: &TryOutcome<'_>, now: Moment) {
         core::observe(&self.settings, endpoint, outcome, now);
     }
+    fn ended(&self, endpoint: &Endpoint, grpc: u32, now: Moment) {
+        core::ended(&self.settings, endpoint, grpc, now);
+    }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use http::{HeaderMap, StatusCode};
 
 use super::config::Settings;
-use super::core::{PeakEwma, observe};
+use super::core::{PeakEwma, ended, observe};
 use crate::contract::mesh::{Endpoint, Pick, Picker, TryOutcome};
 use crate::contract::{Moment, Proof, Reason, Role};
 use crate::mesh::balance::pool::{Pool, Rules};
@@ -73,6 +73,26 @@ fn a_penalty_lasts_as_long_as_asked_up_to_a_minute() {
         set[0].state.penalty_until.load(Relaxed) / 1_000 / MS
     };
     assert_eq!([until("1"), until("20"), until("9999"), until("nonsense")], [5, 20, 60, 5]);
+    assert_eq!(until("Fri, 31 Dec 2100 23:59:59 GMT"), 60);
+    assert_eq!(until("Fri, 31 Dec 1999 23:59:59 GMT"), 5);
+    let pushback = HeaderMap::from_iter(
+        [("grpc-retry-pushback-ms", "7000")]
+            .map(|(n, v)| (http::HeaderName::from_static(n), http::HeaderValue::from_static(v))),
+    );
+    set[0].state.penalty_until.store(0, Relaxed);
+    let exhausted = TryOutcome { grpc: Some(8), ..answer(200, 1.0, &pushback) };
+    observe(&settings, &set[0], &exhausted, Moment(0));
+    assert_eq!(set[0].state.penalty_until.load(Relaxed) / 1_000 / MS, 7);
+}
+
+#[test]
+fn a_call_that_ends_exhausted_counts_as_a_failure() {
+    let (settings, set) = (Settings::default(), bed::endpoints(&[1]));
+    for (code, due) in [(5, 0), (16, 0), (8, 5), (14, 5)] {
+        set[0].state.penalty_until.store(0, Relaxed);
+        ended(&settings, &set[0], code, Moment(0));
+        assert_eq!(set[0].state.penalty_until.load(Relaxed) / 1_000 / MS, due, "grpc-status {code}");
+    }
 }
 
 #[test]

@@ -14,9 +14,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Request, StatusCode};
 
-use super::registry::{Patience, Servers, escaped};
+use super::registry::{Asked, Servers, escaped, follow};
 use crate::contract::client::Bounds;
-use crate::contract::mesh::{Discover, Report};
+use crate::contract::mesh::{Discover, Found, Report};
 use crate::contract::section::{ConfigError, Node, Spot};
 use crate::contract::{Build, Entry, Role};
 
@@ -82,38 +82,39 @@ struct Asks {
 
 impl Discover for Consul {
     fn watch(&self, report: Report) -> Option<Pin<Box<dyn Future<Output = ()> + Send>>> {
-        Some(Box::pin(follow(self.0.clone(), report)))
+        Some(Box::pin(follow(Session { asks: self.0.clone(), index: 0 }, report)))
     }
     fn describe(&self) -> String {
         format!("consul {} at {}", self.0.service, self.0.servers.describe())
     }
 }
 
-async fn follow(asks: Arc<Asks>, report: Report) {
-    let mut index = 0;
-    let mut patience = Patience::new();
-    loop {
-        match asks.ask(index).await {
-            Ok(answer) => {
-                patience.reset();
-                // An index that goes back belongs to a restored or another server: begin anew (Consul API, "Blocking
-                // Queries").
-                index = if answer.index < index { 0 } else { answer.index };
-                report.found(answer.found);
-                tokio::time::sleep(LEAST).await;
-            }
-            Err(why) => {
-                index = 0;
-                report.failed(why);
-                patience.wait().await;
-            }
-        }
+/// Where one follower is.
+struct Session {
+    asks: Arc<Asks>,
+    index: u64,
+}
+
+impl Asked for Session {
+    fn pause(&self) -> Duration {
+        LEAST
+    }
+
+    fn forget(&mut self) {
+        self.index = 0;
+    }
+
+    async fn ask(&mut self) -> Result<Vec<Found>, String> {
+        let answer = self.asks.ask(self.index).await?;
+        // An index that goes back belongs to a restored or another server: begin anew (Consul API, "Blocking Queries").
+        self.index = if answer.index < self.index { 0 } else { answer.index };
+        Ok(answer.found)
     }
 }
 
 struct Answer {
     index: u64,
-    found: Vec<crate::contract::mesh::Found>,
+    found: Vec<Found>,
 }
 
 impl Asks {

@@ -39,7 +39,8 @@ pub struct Full {
     pub max_ttl: Option<Spot<units::Duration>>,
     /// `ip:port` of a DNS server instead of the system's.
     pub resolver: Option<SocketAddr>,
-    /// Which addresses to use. Default `auto`: IPv4 if there is any, else IPv6.
+    /// Which addresses to use. Default `auto`: of a name that has both families the one that
+    /// connects first, IPv6 with a head start.
     #[serde(default)]
     pub family: Family,
 }

@@ -66,7 +66,7 @@ async fn follow(dns: Dns, report: Report) {
         tokio::time::sleep(dns.settings.pause(dns.settings.min_ttl, &mut dice)).await;
     };
     loop {
-        let ttl = match resolver.addresses(&dns.name).await {
+        let ttl = match resolver.addresses(&dns.name, dns.port).await {
             Ok(answer) => {
                 report.found(found(answer.list, dns.port));
                 answer.ttl

@@ -47,10 +47,10 @@ async fn answers_failures_and_absence_are_told_apart() {
 async fn the_lifetime_is_the_record_s() {
     let server = Server::start(Says::Addresses(vec![Ipv4Addr::LOCALHOST], 42)).await;
     let resolver = Resolver::new(Settings { resolver: Some(server.address), ..Settings::default() }).expect("built");
-    let answer = resolver.addresses("a.test.").await.expect("an answer");
+    let answer = resolver.addresses("a.test.", 80).await.expect("an answer");
     assert_eq!(answer.ttl, Duration::from_secs(42));
     server.say(Says::Addresses(Vec::new(), 0));
-    assert!(resolver.addresses("a.test.").await.expect("an answer without addresses").list.is_empty());
+    assert!(resolver.addresses("a.test.", 80).await.expect("an answer without addresses").list.is_empty());
 }
 
 #[test]

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use http::header::{ACCEPT, AUTHORIZATION};
 use http::{HeaderValue, Request, StatusCode};
 
-use super::registry::{Patience, Servers, escaped};
+use super::registry::{Asked, Servers, escaped, follow};
 use crate::contract::client::Bounds;
 use crate::contract::mesh::{Discover, Found, Report};
 use crate::contract::section::{ConfigError, Node};
@@ -74,25 +74,12 @@ impl Discover for Eureka {
     }
 }
 
-async fn follow(asks: Arc<Asks>, report: Report) {
-    let mut patience = Patience::new();
-    loop {
-        match asks.ask().await {
-            Ok(found) => {
-                patience.reset();
-                report.found(found);
-                patience.pause(asks.interval).await;
-            }
-            Err(why) => {
-                report.failed(why);
-                patience.wait().await;
-            }
-        }
+impl Asked for Arc<Asks> {
+    fn pause(&self) -> Duration {
+        self.interval
     }
-}
 
-impl Asks {
-    async fn ask(&self) -> Result<Vec<Found>, String> {
+    async fn ask(&mut self) -> Result<Vec<Found>, String> {
         let mut request = Request::get(format!("/apps/{}", escaped(&self.app)))
             .header(ACCEPT, "application/json")
             .body(Bytes::new())

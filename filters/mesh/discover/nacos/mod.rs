@@ -16,7 +16,7 @@ use http::header::CONTENT_TYPE;
 use http::{Request, StatusCode};
 use serde::Deserialize;
 
-use super::registry::{Patience, Servers, escaped};
+use super::registry::{Asked, Servers, escaped, follow};
 use crate::contract::client::Bounds;
 use crate::contract::mesh::{Discover, Found, Report};
 use crate::contract::section::{ConfigError, Node};
@@ -78,35 +78,17 @@ struct Asks {
 
 impl Discover for Nacos {
     fn watch(&self, report: Report) -> Option<Pin<Box<dyn Future<Output = ()> + Send>>> {
-        Some(Box::pin(follow(self.0.clone(), report)))
+        let session = Session { asks: self.0.clone(), interface: Interface::First, token: None };
+        Some(Box::pin(follow(session, report)))
     }
     fn describe(&self) -> String {
         format!("nacos {} at {}", self.0.name, self.0.servers.describe())
     }
 }
 
-async fn follow(asks: Arc<Asks>, report: Report) {
-    let mut patience = Patience::new();
-    let mut session = Session { interface: Interface::First, token: None };
-    loop {
-        match asks.ask(&mut session).await {
-            Ok(found) => {
-                patience.reset();
-                report.found(found);
-                patience.pause(asks.interval).await;
-            }
-            Err(why) => {
-                // Whatever was wrong, the next question logs in anew.
-                session.token = None;
-                report.failed(why);
-                patience.wait().await;
-            }
-        }
-    }
-}
-
 /// What one follower knows of its servers.
 struct Session {
+    asks: Arc<Asks>,
     interface: Interface,
     token: Option<(String, Moment)>,
 }
@@ -147,15 +129,24 @@ struct Token {
     token_ttl: u64,
 }
 
-impl Asks {
-    async fn ask(&self, session: &mut Session) -> Result<Vec<Found>, String> {
-        let first = self.list(session).await?;
-        let (status, body) = match first {
+impl Asked for Session {
+    fn pause(&self) -> Duration {
+        self.asks.interval
+    }
+
+    /// Whatever was wrong, the next question logs in anew.
+    fn forget(&mut self) {
+        self.token = None;
+    }
+
+    async fn ask(&mut self) -> Result<Vec<Found>, String> {
+        let asks = self.asks.clone();
+        let (status, body) = match asks.list(self).await? {
             // This server speaks the other interface.
             (StatusCode::NOT_FOUND | StatusCode::GONE | StatusCode::NOT_IMPLEMENTED, _) => {
-                session.interface = session.interface.other();
-                session.token = None;
-                self.list(session).await?
+                self.interface = self.interface.other();
+                self.token = None;
+                asks.list(self).await?
             }
             answered => answered,
         };
@@ -164,7 +155,9 @@ impl Asks {
             other => Err(format!("status {}", other.as_u16())),
         }
     }
+}
 
+impl Asks {
     async fn list(&self, session: &mut Session) -> Result<(StatusCode, Bytes), String> {
         let mut path = format!("{}?{}&healthyOnly=true", session.interface.list(), self.query);
         if let Some(token) = self.token(session).await? {

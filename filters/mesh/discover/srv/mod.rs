@@ -93,11 +93,12 @@ async fn ask(
     let mut ttl = answer.ttl;
     let mut failure = None;
     known.retain(|target, _| answer.list.iter().any(|r| r.target == *target));
-    let mut targets: Vec<&String> = answer.list.iter().map(|r| &r.target).collect();
+    let mut targets: Vec<(&String, u16)> = answer.list.iter().map(|r| (&r.target, r.port)).collect();
     targets.sort_unstable();
-    targets.dedup();
-    for target in targets {
-        match resolver.addresses(target).await {
+    // A host that is there with several ports has the same addresses for all of them.
+    targets.dedup_by_key(|(target, _)| *target);
+    for (target, port) in targets {
+        match resolver.addresses(target, port).await {
             Ok(found) => {
                 ttl = ttl.min(found.ttl);
                 known.insert(target.clone(), found.list);

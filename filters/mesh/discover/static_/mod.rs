@@ -104,6 +104,6 @@ async fn ask(
         Some(resolver) => resolver,
         none => none.insert(Resolver::new(settings.clone())?),
     };
-    let answer = resolver.addresses(name).await?;
+    let answer = resolver.addresses(name, port).await?;
     Ok((answer.list.into_iter().map(|ip| Address::Tcp((ip, port).into())).collect(), answer.ttl))
 }

@@ -4,14 +4,31 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::section::{ConfigError, Spot};
+
 /// A set of networks of both families. An IPv4 address written as IPv6 (`::ffff:a.b.c.d`) is the IPv4 address.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Networks {
     v4: Vec<(u32, u32)>,
     v6: Vec<(u128, u128)>,
 }
 
 impl Networks {
+    /// Of a list as a config has it.
+    ///
+    /// # Errors
+    /// An item is neither an address nor a network.
+    pub fn read(list: &[Spot<String>]) -> Result<Self, ConfigError> {
+        let one = |text: &Spot<String>| {
+            network(&text.value).ok_or_else(|| {
+                ConfigError::at(text.span, format!("`{}` is not a network", text.value))
+                    .help("write an address, or a network without host bits, such as `10.0.0.0/8` or `2001:db8::/32`")
+            })
+        };
+        Ok(Self::new(list.iter().map(one).collect::<Result<Vec<_>, _>>()?))
+    }
+
+    /// Of networks, in any order.
     pub fn new(list: impl IntoIterator<Item = IpNet>) -> Self {
         let mut set = Self::default();
         for net in list {
@@ -31,6 +48,8 @@ impl Networks {
         set
     }
 
+    /// Whether an address is in one of them.
+    #[must_use]
     pub fn contains(&self, ip: IpAddr) -> bool {
         match ip.to_canonical() {
             IpAddr::V4(ip) => within(&self.v4, ip.into()),
@@ -58,7 +77,7 @@ fn within<T: Ord + Copy>(ranges: &[(T, T)], ip: T) -> bool {
 }
 
 /// A network, or one address.
-pub fn network(text: &str) -> Option<IpNet> {
+fn network(text: &str) -> Option<IpNet> {
     let net = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)).ok()?;
     // `10.1.2.3/8` may mean a host or a network: nobody should have to guess.
     (net.addr() == net.network()).then_some(net)

@@ -18,13 +18,24 @@ pub const LEAST_SECRET: usize = 32;
 /// The secrets in use: the first seals, all open.
 pub struct Keys(Vec<Prk>);
 
+impl std::fmt::Debug for Keys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Keys({})", self.0.len())
+    }
+}
+
 impl Keys {
+    /// From these secrets, each of [`LEAST_SECRET`] bytes or more; at least one.
     pub fn new<'a>(secrets: impl IntoIterator<Item = &'a [u8]>) -> Self {
         let salt = Salt::new(HKDF_SHA256, b"onehop session");
         Self(secrets.into_iter().map(|secret| salt.extract(secret)).collect())
     }
 
     /// Seals a text for a purpose.
+    ///
+    /// # Panics
+    /// There is no secret, or the text has gigabytes.
+    #[must_use]
     pub fn seal(&self, purpose: &str, plain: &[u8]) -> String {
         let salt: [u8; SALT] = random();
         let secret = self.0.first().expect("there is a secret to seal with");
@@ -40,6 +51,7 @@ impl Keys {
     }
 
     /// Opens what one of the secrets sealed for this purpose; anything else is `None`.
+    #[must_use]
     pub fn open(&self, purpose: &str, text: &str) -> Option<Vec<u8>> {
         let sealed = URL_SAFE_NO_PAD.decode(text).ok()?;
         let (version, rest) = sealed.split_first()?;
@@ -64,6 +76,10 @@ fn zero() -> Nonce {
 }
 
 /// Unguessable bytes.
+///
+/// # Panics
+/// The system has no random bytes to give.
+#[must_use]
 pub fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
     rand::fill(&mut bytes).expect("the system gives random bytes");
@@ -71,6 +87,7 @@ pub fn random<const N: usize>() -> [u8; N] {
 }
 
 /// An unguessable word of 43 letters: 256 bits, as PKCE wants its verifier (RFC 7636 section 4.1).
+#[must_use]
 pub fn word() -> String {
     URL_SAFE_NO_PAD.encode(random::<32>())
 }
