@@ -12,6 +12,7 @@ fn main() {
     println!("  six idle filters on the route          {:>+6}", i128::from(chain.six) - i128::from(chain.bare));
     println!("  twelve idle filters on the route       {:>+6}", i128::from(chain.twelve) - i128::from(chain.bare));
     println!("proxied GET, HTTP/1.1 to HTTP/1.1        {:>6.1} allocations", gate::proxied());
+    println!("an endpoint: {} bytes kept", gate::kept_by_an_endpoint());
     let route = gate::routes();
     println!("a route, in bytes: kept {}, at start {}, at reload {}", route.kept, route.start, route.reload);
 }

@@ -113,6 +113,30 @@ fn ipv6_addresses_are_used_when_asked_for() {
 }
 
 #[test]
+fn of_two_families_the_one_that_works_is_used() {
+    let both = sites();
+    let four = Nginx::start(
+        "server { listen 127.0.0.1:PORT; return 200 \"one\\n\"; }\n\
+         server { listen 127.0.0.2:PORT; return 200 \"two\\n\"; }",
+    );
+    // Nobody listens at 127.0.0.9.
+    for (hosts, port, expected) in [
+        ("127.0.0.2 app.test\n::1 app.test\n", four.address.port(), "two\n"),
+        ("127.0.0.9 app.test\n::1 app.test\n", both.address.port(), "six\n"),
+        ("127.0.0.2 app.test\n::1 app.test\n", both.address.port(), "six\n"),
+    ] {
+        let dns = Dnsmasq::start(hosts, "local-ttl=60");
+        let resolver = dns.address;
+        let onehop =
+            Onehop::start(&config(&format!("{{ dns: {{ name: app.test, port: {port}, resolver: '{resolver}' }} }}")));
+        eventually("the answer is used", || get(onehop.at("web"), "a.example", "/").status() == 200);
+        assert!((0..4).all(|_| says(&onehop) == expected), "never the other family: {hosts}");
+        let endpoints = onehop.admin_get("/endpoints").body();
+        assert_eq!(endpoints.matches("\"address\"").count(), 1, "{endpoints}");
+    }
+}
+
+#[test]
 fn service_records_give_ports_and_weights() {
     let sites = sites();
     let port = sites.address.port();

@@ -29,7 +29,7 @@ have htpasswd apache2-utils
 have java default-jdk-headless
 have mvn maven
 built() { for tool; do [ -x "target/real-bin/$tool" ] || return 1; done; }
-command -v go >/dev/null || built h2spec service_cmd control-plane kube-apiserver || need+=(golang-go)
+command -v go >/dev/null || built h2spec service_cmd control-plane consul kube-apiserver || need+=(golang-go)
 python3 -c 'import venv, ensurepip' 2>/dev/null || need+=(python3-venv)
 if [ ${#need[@]} -gt 0 ]; then
   apt-get update -qq
@@ -85,8 +85,9 @@ fi
 if [ ! -x target/real-bin/service_cmd ]; then
   GOBIN=$PWD/target/real-bin go install github.com/envoyproxy/ratelimit/src/service_cmd@latest
 fi
-# An xDS control plane on go-control-plane, and the API server of Kubernetes.
-for program in control-plane kube-apiserver; do
+# An xDS control plane on go-control-plane, Consul, and the API server of Kubernetes. Sums of modules are in go.sum: those
+# of Consul's inner modules are in no public database.
+for program in control-plane consul kube-apiserver; do
   if ! built $program || [ -n "$(find tests/real/go/$program -type f -newer target/real-bin/$program)" ]; then
     out=$PWD/target/real-bin/$program
     (cd tests/real/go/$program && CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o "$out" .)

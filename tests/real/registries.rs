@@ -1,4 +1,4 @@
-//! Discovery from registries that other people wrote: etcd and Eureka.
+//! Discovery from registries that other people wrote: Consul, etcd and Eureka.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -55,6 +55,85 @@ fn etcd_keys_come_and_go() {
     etcd.put("/services/up/1", &one.address.to_string());
     etcd.ask("kv/compaction", "{\"revision\":\"5\"}");
     eventually("it is heard again", || says(&onehop) == "one\n");
+}
+
+struct Consul {
+    address: SocketAddr,
+    server: Option<Server>,
+}
+
+impl Consul {
+    fn start() -> Self {
+        let mut consul = Self { address: SocketAddr::from(([127, 0, 0, 1], free_port())), server: None };
+        consul.serve();
+        consul
+    }
+
+    /// Keeps nothing: a restarted one counts from the beginning again.
+    fn serve(&mut self) {
+        let mut command = tool("consul");
+        command
+            .args([
+                "agent",
+                "-dev",
+                "-bind=127.0.0.1",
+                "-client=127.0.0.1",
+                "-log-level=error",
+                "-disable-host-node-id",
+            ])
+            .args([format!("-http-port={}", self.address.port()), format!("-server-port={}", free_port())])
+            .args([format!("-serf-lan-port={}", free_port()), format!("-serf-wan-port={}", free_port())])
+            .args(["-dns-port=-1", "-grpc-port=-1", "-grpc-tls-port=-1"]);
+        self.server = Some(Server::start(&mut command));
+        let url = format!("http://{}/v1/status/leader", self.address);
+        eventually("Consul has a leader", || {
+            let answer = tool("curl").args(["-sf", &url]).output().expect("curl runs");
+            answer.stdout.len() > 4
+        });
+    }
+
+    fn put(&self, path: &str, body: &str) {
+        let url = format!("http://{}/v1/agent/{path}", self.address);
+        succeed(tool("curl").args(["-sfS", "-X", "PUT", "-d", body, &url]));
+    }
+
+    fn register(&self, id: &str, address: SocketAddr) {
+        let body = format!(
+            "{{\"ID\":\"{id}\",\"Name\":\"up\",\"Address\":\"{}\",\"Port\":{},\"Tags\":[\"v2\"],\
+             \"Meta\":{{\"zone\":\"a\"}},\"Check\":{{\"TTL\":\"10m\",\"Status\":\"passing\"}}}}",
+            address.ip(),
+            address.port()
+        );
+        self.put("service/register", &body);
+    }
+}
+
+#[test]
+fn consul_instances_come_and_go() {
+    let (one, two) = (site("one"), site("two"));
+    let mut consul = Consul::start();
+    consul.register("first", one.address);
+    let onehop = onehop(&format!("{{ consul: {{ service: up, servers: ['http://{}'] }} }}", consul.address));
+    eventually("the instance is used", || says(&onehop) == "one\n");
+    let first = view(&onehop)["endpoints"][0].clone();
+    assert_eq!((&first["zone"], &first["labels"]["tag.v2"]), (&"a".into(), &"".into()));
+    for n in 0..20 {
+        // The index runs ahead of what the next one begins with.
+        consul.register(&format!("other-{n}"), two.address);
+    }
+    eventually("the second joins", || says(&onehop) == "two\n");
+    consul.put("check/fail/service:first", "");
+    eventually("what fails its check gets nothing", || (0..4).all(|_| says(&onehop) == "two\n"));
+
+    consul.server = None;
+    eventually("the failure shows", || view(&onehop)["stale"].is_string());
+    assert!((0..4).all(|_| says(&onehop) == "two\n"), "the last answer stays");
+    consul.serve();
+    consul.register("first", one.address);
+    eventually("it is heard again", || says(&onehop) == "one\n");
+    consul.register("second", two.address);
+    eventually("also of what comes then, whatever the index was before", || says(&onehop) == "two\n");
+    assert!(view(&onehop)["errors"].as_u64() > Some(0));
 }
 
 struct Eureka {

@@ -8,9 +8,9 @@ use rustls_pki_types::PrivatePkcs8KeyDer;
 use rustls_pki_types::pem::PemObject;
 use serde_json::json;
 
-use super::seal::random;
 use crate::api::jose::keys::Algorithm;
 use crate::api::jose::unix;
+use crate::contract::seal::random;
 
 /// What the form says it is.
 pub const KIND: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";

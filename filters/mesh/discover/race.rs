@@ -90,17 +90,14 @@ async fn between<F: Future<Output = bool>>(
                 None => std::future::pending().await,
             }
         };
-        tokio::pin!(pause);
-        loop {
-            tokio::select! {
-                ended = running.next() => match ended {
-                    Some(Some(v6)) => return Some(v6),
-                    None if next.is_none() => return None,
-                    // The next one's turn.
-                    Some(None) | None => break,
-                },
-                () = &mut pause => break,
-            }
+        tokio::select! {
+            ended = running.next() => match ended {
+                Some(Some(v6)) => return Some(v6),
+                None if next.is_none() => return None,
+                // The next one's turn.
+                Some(None) | None => {}
+            },
+            () = pause => {}
         }
     }
 }

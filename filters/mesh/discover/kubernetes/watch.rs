@@ -17,6 +17,7 @@ use super::config::Port;
 use super::slices::{EndpointSlice, Metadata, Slices};
 use crate::contract::client::Bounds;
 use crate::contract::mesh::Report;
+use crate::contract::now;
 use crate::mesh::chance::Dice;
 use crate::mesh::discover::registry::{Patience, escaped};
 
@@ -85,7 +86,7 @@ impl Session<'_> {
             patience.reset();
             let mut broken = false;
             loop {
-                let started = tokio::time::Instant::now();
+                let started = now();
                 match self.changes(&mut version, report, dice.jitter(WATCH, 0.1)).await {
                     Ok(()) => broken = false,
                     Err(Stop::Expired) => break,
@@ -96,7 +97,7 @@ impl Session<'_> {
                         broken = true;
                     }
                 }
-                if started.elapsed() < LEAST {
+                if now().since(started) < LEAST {
                     tokio::time::sleep(dice.jitter(LEAST, 0.2)).await;
                 }
             }

@@ -1,3 +1,4 @@
+// The API server of Kubernetes as its own command builds it, with the published versions of its staging modules.
 package main
 
 import (
