@@ -1,11 +1,17 @@
 //! What goes wrong around the process, or with it, costs as little as it can.
 #![allow(clippy::disallowed_types, reason = "tests wait by the wall's clock")]
 
+#[path = "resilience/breaker.rs"]
+mod breaker;
 mod common;
+#[path = "resilience/deadlines.rs"]
+mod deadlines;
 #[path = "resilience/drain.rs"]
 mod drain;
 #[path = "resilience/failure.rs"]
 mod failure;
+#[path = "resilience/hedge.rs"]
+mod hedge;
 #[path = "resilience/overload.rs"]
 mod overload;
 #[path = "resilience/rolling.rs"]

@@ -83,6 +83,8 @@ pub struct EndpointState {
     pub gateway_failures: AtomicU32,
     /// Failures to connect in a row, where they are counted apart.
     pub local_failures: AtomicU32,
+    /// Judged tries of the interval under way in the upper half, failed ones in the lower, where they are counted.
+    pub judged: AtomicU64,
     /// How often it was ejected, decays.
     pub ejections: AtomicU32,
     /// When it last came back from an ejection ([`Moment`]): `ejections` decays from here on.
@@ -345,11 +347,32 @@ pub trait Gate: Send + Sync + 'static {
     fn release(&self, endpoint: Option<&Endpoint>) {
         let _ = endpoint;
     }
+    /// An operator opens or closes the service's breaker by hand. Said again to the gates of each new config.
+    fn switch(&self, to: Switch) {
+        let _ = to;
+    }
     /// What `/endpoints` shows of it beside the endpoints, and under which key.
     fn view(&self, now: Moment) -> Option<(&'static str, serde_json::Value)> {
         let _ = now;
         None
     }
+}
+
+/// Who decides about a service's breaker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Switch {
+    /// The breaker.
+    #[default]
+    Auto,
+    /// An operator: nothing goes out. The engine sees to it, whatever gates there are.
+    Open,
+    /// An operator: it never trips.
+    Closed,
+}
+
+impl Switch {
+    /// Each by its word.
+    pub const WORDS: [(&'static str, Self); 3] = [("auto", Self::Auto), ("open", Self::Open), ("closed", Self::Closed)];
 }
 
 /// An answer to [`Gate::admit`].
@@ -383,8 +406,31 @@ pub trait Retry: Send + Sync + 'static {
     fn judges_successes(&self) -> bool {
         false
     }
+    /// When to send another try beside one that is slow, if ever. Asked only if there are retries.
+    fn hedge(&self, idempotent: bool) -> Option<Hedge> {
+        let _ = idempotent;
+        None
+    }
+    /// Takes a hedge out of the budget, if it is in it.
+    fn grants(&self, now: Moment) -> bool {
+        let _ = now;
+        false
+    }
+    /// Whether a retry prefers an endpoint of another zone than that of the failed try.
+    fn other_zone(&self) -> bool {
+        false
+    }
     /// Retries after the first try at most; 0 lets the engine skip every preparation.
     fn attempts(&self) -> u32;
+}
+
+/// Tries beside a slow one: the first good answer counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hedge {
+    /// After so long without an answer, each.
+    pub after: Duration,
+    /// At most so many.
+    pub max: u32,
 }
 
 /// What a retry decision may look at.

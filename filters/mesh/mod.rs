@@ -11,6 +11,7 @@ pub mod outlier_detection;
 mod places;
 pub mod retry;
 pub mod session_persistence;
+mod verdict;
 
 #[cfg(test)]
 mod bed;

@@ -18,6 +18,7 @@ use futures_util::future::BoxFuture;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use onehop_filters::contract::mesh::Switch;
 use onehop_filters::contract::metrics::Registry;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -53,6 +54,10 @@ pub trait Facts: Send + Sync + 'static {
     fn config(&self) -> Value;
     /// Services, their endpoints and what was learned about each.
     fn endpoints(&self) -> Value;
+    /// Circuit breakers by service.
+    fn breakers(&self) -> Value;
+    /// Opens or closes the breaker of a service by hand; what it is then, `None` if there is no such service.
+    fn switch(&self, service: &str, to: Switch) -> Option<Value>;
     /// Certificates in use: names, issuers, when they end.
     fn certs(&self) -> Value;
     /// Reads and applies the configuration anew: what was applied, or what is wrong with it.

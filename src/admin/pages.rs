@@ -6,6 +6,7 @@ use bytes::Bytes;
 use http::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use onehop_filters::contract::mesh::Switch;
 use onehop_filters::contract::{Body, Fault, Reason, units};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -34,8 +35,11 @@ const fn page(path: &'static str, methods: &'static str, public: bool, about: &'
     Page { path, methods, public, about }
 }
 
+/// Begins the path of one breaker; the service's name follows.
+const BREAKER: &str = "/breakers/";
+
 const READ: &str = "GET, HEAD";
-const PAGES: [Page; 11] = [
+const PAGES: [Page; 13] = [
     page("/", READ, false, "this list"),
     page("/livez", READ, true, "200 while the process runs"),
     page("/readyz", READ, true, "200 while new requests are welcome, else 503"),
@@ -43,6 +47,8 @@ const PAGES: [Page; 11] = [
     page("/metrics", READ, true, "Prometheus text, or OpenMetrics if asked for"),
     page("/config", READ, false, "the configuration in force, without secrets"),
     page("/endpoints", READ, false, "services, their endpoints, and what was learned about them"),
+    page("/breakers", READ, false, "circuit breakers by service"),
+    page(BREAKER, "GET, HEAD, PUT", false, "one of them: PUT auto, open or closed"),
     page("/certs", READ, false, "certificates in use"),
     page("/reload", "POST", false, "read and apply the configuration anew"),
     page("/drain", "POST", false, "stop accepting, finish what runs, exit"),
@@ -71,7 +77,8 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let (parts, body) = request.into_parts();
-    let page = PAGES.iter().find(|p| p.path == parts.uri.path());
+    let path = parts.uri.path();
+    let page = PAGES.iter().find(|p| p.path == path || p.path == BREAKER && path.starts_with(BREAKER));
     guard::check(&parts, peer, page.is_some_and(|p| p.public))?;
     let Some(page) = page else {
         return Err(Fault::new(Reason::NoRoute).detail("GET / lists what there is").by("admin"));
@@ -88,6 +95,12 @@ where
         "/metrics" => metrics(facts, parts.headers.get(ACCEPT)),
         "/config" => show(StatusCode::OK, &facts.config()),
         "/endpoints" => show(StatusCode::OK, &facts.endpoints()),
+        "/breakers" => show(StatusCode::OK, &facts.breakers()),
+        BREAKER => {
+            let service = parts.uri.path().strip_prefix(BREAKER).unwrap_or_default();
+            let word = if parts.method == Method::PUT { Some(read(body).await?) } else { None };
+            breaker(facts, service, word.as_deref())?
+        }
         "/certs" => show(StatusCode::OK, &facts.certs()),
         "/reload" => match facts.reload().await {
             Ok(applied) => show(StatusCode::OK, &applied),
@@ -131,6 +144,30 @@ fn ready(facts: &dyn Facts, mut detail: Value) -> Response<Body> {
         }
     }
     show(status, &detail)
+}
+
+/// Body of `PUT /breakers/NAME`; a body that is not an object is the word itself.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Said {
+    switch: String,
+}
+
+fn breaker(facts: &dyn Facts, service: &str, said: Option<&[u8]>) -> Result<Response<Body>, Fault> {
+    let unknown = || Fault::new(Reason::NoRoute).detail("there is no such service").by("breakers");
+    let Some(said) = said else {
+        return facts.breakers().get(service).map(|view| show(StatusCode::OK, view)).ok_or_else(unknown);
+    };
+    let wrong = |why: String| Fault::new(Reason::BadRequest).detail(why).by("breakers");
+    let text = std::str::from_utf8(said).map_err(|e| wrong(e.to_string()))?.trim();
+    let word = if text.starts_with('{') {
+        serde_json::from_str::<Said>(text).map_err(|e| wrong(e.to_string()))?.switch
+    } else {
+        text.to_owned()
+    };
+    let to = Switch::WORDS.iter().find(|(known, _)| *known == word);
+    let (_, to) = to.ok_or_else(|| wrong("say auto, open or closed".to_owned()))?;
+    facts.switch(service, *to).map(|view| show(StatusCode::OK, &view)).ok_or_else(unknown)
 }
 
 fn metrics(facts: &dyn Facts, accept: Option<&HeaderValue>) -> Response<Body> {

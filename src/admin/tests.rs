@@ -46,6 +46,12 @@ impl Facts for Fake {
     fn endpoints(&self) -> Value {
         json!({ "stock": [] })
     }
+    fn breakers(&self) -> Value {
+        json!({ "stock": { "state": "closed", "switch": "auto" } })
+    }
+    fn switch(&self, service: &str, to: Switch) -> Option<Value> {
+        (service == "stock").then(|| json!({ "switch": format!("{to:?}") }))
+    }
     fn certs(&self) -> Value {
         json!([])
     }
@@ -136,7 +142,29 @@ async fn what_is_known_is_shown() {
     assert_eq!(config.json()["generation"], 3);
     assert_eq!(get(address, "/endpoints").await.json(), json!({ "stock": [] }));
     assert_eq!(get(address, "/certs").await.json(), json!([]));
-    assert_eq!(get(address, "/").await.json()["pages"].as_array().expect("a list").len(), 11);
+    assert_eq!(get(address, "/").await.json()["pages"].as_array().expect("a list").len(), 13);
+}
+
+#[tokio::test]
+async fn breakers_are_switched_by_name() {
+    let facts = Fake::new();
+    let (_admin, address) = start(&facts);
+    let put = async |path: &str, body: &str| ask(address, &format!("PUT {path}"), "", body).await;
+    assert_eq!(put("/breakers/stock", "open\n").await.json(), json!({ "switch": "Open" }));
+    assert_eq!(put("/breakers/stock", r#"{"switch":"auto"}"#).await.json(), json!({ "switch": "Auto" }));
+    for (path, body, status) in [
+        ("/breakers/stock", "opened", 400),
+        ("/breakers/stock", r#"{"state":"open"}"#, 400),
+        ("/breakers/other", "open", 404),
+        ("/breakers/", "open", 404),
+        ("/breakers", "open", 405),
+    ] {
+        assert_eq!(put(path, body).await.status, status, "{path} {body}");
+    }
+    assert_eq!(get(address, "/breakers").await.json()["stock"]["state"], "closed");
+    assert_eq!(get(address, "/breakers/stock").await.json()["state"], "closed");
+    let page = ask(address, "PUT /breakers/stock", "origin: http://localhost\r\n", "open").await;
+    assert_eq!(page.status, 403, "no web page opens a breaker");
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use futures_util::future::BoxFuture;
+use onehop_filters::contract::mesh::Switch;
 use onehop_filters::contract::metrics::Registry;
 use onehop_filters::contract::now;
 use serde_json::{Value, json};
@@ -46,6 +47,18 @@ impl Facts for Shared {
 
     fn endpoints(&self) -> Value {
         self.cell.load().endpoints()
+    }
+
+    fn breakers(&self) -> Value {
+        let snapshot = self.cell.load();
+        snapshot.targets.iter().map(|t| (t.service.name.to_string(), t.service.breaker())).collect()
+    }
+
+    fn switch(&self, service: &str, to: Switch) -> Option<Value> {
+        let snapshot = self.cell.load();
+        let service = snapshot.service(service)?;
+        service.cluster.switch(to);
+        Some(service.breaker())
     }
 
     fn certs(&self) -> Value {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 use onehop_filters::contract::Reason;
+use onehop_filters::contract::mesh::TryOutcome;
 use onehop_filters::contract::metrics::{Counter, Gauge, Histogram, Registry};
 
 /// Values of the label `code`.
@@ -124,6 +125,15 @@ pub enum Outcome {
 impl Outcome {
     const LABELS: [&str; 8] = ["ok", "error", "connect", "timeout", "reset", "protocol", "refused", "cancelled"];
 
+    /// Of a try.
+    #[must_use]
+    pub fn of(outcome: &TryOutcome<'_>) -> Self {
+        match &outcome.result {
+            Ok((status, _)) => Self::of_status(*status),
+            Err((reason, _)) => Self::of_reason(*reason),
+        }
+    }
+
     /// Of a try that got a response head.
     #[must_use]
     pub fn of_status(status: StatusCode) -> Self {
@@ -183,6 +193,11 @@ impl ServiceMetrics {
             retries: registry.counter("onehop_upstream_retries_total", "Tries after the first.", &[service]),
             inflight: registry.gauge("onehop_upstream_inflight_requests", "Tries in flight.", &[service]),
         }
+    }
+
+    /// Counts a try by what came of it.
+    pub fn count(&self, outcome: &TryOutcome<'_>) {
+        self.record(Outcome::of(outcome), outcome.result.as_ref().ok().map(|(status, _)| (*status, outcome.latency)));
     }
 
     /// Counts a try that ended. Its duration counts if there was a response.

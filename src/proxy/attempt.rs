@@ -12,7 +12,7 @@ use onehop_filters::contract::inject::Tries;
 use onehop_filters::contract::mesh::{Admit, Again, Endpoint, Gate, Judge, Pick, TryOutcome};
 use onehop_filters::contract::principal::Priority;
 use onehop_filters::contract::trail::Outcome;
-use onehop_filters::contract::{Body, Fault, Moment, Proof, Reason, RequestCx, Side, now};
+use onehop_filters::contract::{Body, Fault, Moment, Proof, Reason, Side, Trace, now};
 use smallvec::SmallVec;
 
 use super::exchange::{Exchange, Told, Try};
@@ -20,8 +20,7 @@ use super::headers::trace;
 use super::inject::{self, Intercepted};
 use super::replay::Replay;
 use super::request::Wants;
-use super::{deadline, ledger};
-use crate::observe::metrics::Outcome as Counted;
+use super::{hedge, ledger};
 use crate::runtime::wheel;
 use crate::snapshot::Fallback;
 use crate::snapshot::cell::View;
@@ -53,7 +52,7 @@ impl Admission {
         let mut at = now;
         let mut place = Self { view: view.clone(), target, passed: 0, endpoint: None, begun: now, observed: false };
         for gate in &*view.targets[target].service.gates {
-            match gate.admit(now, priority) {
+            match gate.admit(at, priority) {
                 Admit::Yes => {}
                 Admit::No(fault) => return Err(fault),
                 Admit::Wait(queue) => {
@@ -148,6 +147,80 @@ impl Drop for Admission {
     }
 }
 
+/// Less time than this is none: an endpoint is told whole milliseconds.
+const LEAST: Duration = Duration::from_millis(1);
+
+/// What a try comes to that is awaited until its limit.
+pub(super) type Sent = Result<Result<Reply, Fault>, wheel::Elapsed>;
+
+/// A try under way.
+pub(super) struct Flight {
+    pub place: Admission,
+    pub endpoint: Arc<Endpoint>,
+    pub begun: Moment,
+    pub until: Moment,
+    pub span: u64,
+}
+
+impl Flight {
+    /// With the fault of one that took too long.
+    pub fn result(&self, sent: Sent, deadline: Moment) -> Result<Reply, Fault> {
+        sent.unwrap_or_else(|_elapsed| {
+            let reason = if self.until == deadline { Reason::Deadline } else { Reason::TryTimeout };
+            Err(Fault::new(reason).by("timeouts"))
+        })
+    }
+
+    /// As those see it who learn from tries.
+    pub fn outcome<'a>(&self, sent: &'a Result<Reply, Fault>, grpc: bool, ended: Moment) -> TryOutcome<'a> {
+        let latency = ended.since(self.begun);
+        match sent {
+            Ok(reply) => TryOutcome {
+                result: Ok((reply.status, &reply.headers)),
+                grpc: if grpc { ledger::grpc_status(&reply.headers) } else { None },
+                latency,
+            },
+            Err(fault) => TryOutcome { result: Err((fault.reason, fault.proof)), grpc: None, latency },
+        }
+    }
+
+    /// As the trace shows it.
+    pub fn noted(&self, sent: &Result<Reply, Fault>, ended: Moment) -> Try {
+        let result = sent.as_ref().map(|reply| reply.status).map_err(|fault| fault.reason);
+        Try { span: self.span, started: self.begun, ended, endpoint: self.endpoint.clone(), result }
+    }
+}
+
+/// Endpoints that a request had better not be sent to again.
+#[derive(Default)]
+pub(super) struct Tried {
+    /// Those it was sent to.
+    pub once: SmallVec<[u64; 4]>,
+    /// Those, and others of the same zones, where another zone is preferred. Boxed: every request would move it.
+    zones: Option<Box<Vec<u64>>>,
+}
+
+impl Tried {
+    /// Endpoints of one zone that are remembered: a pick looks through all of them.
+    const MOST: usize = 256;
+
+    fn all(&self) -> &[u64] {
+        self.zones.as_ref().map_or(&self.once, |zones| zones)
+    }
+
+    /// A try at this endpoint failed; those beside it may be no better.
+    fn avoid_zone(&mut self, endpoint: &Endpoint, service: &Service) {
+        if endpoint.zone.is_empty() {
+            return;
+        }
+        let zones = self.zones.get_or_insert_default();
+        zones.extend_from_slice(&self.once);
+        let members = service.cluster.members();
+        let near = members.endpoints.iter().filter(|e| e.zone == endpoint.zone).map(|e| e.id);
+        zones.extend(near.take(Self::MOST));
+    }
+}
+
 /// An answer, whoever made it.
 pub struct Got {
     /// Status.
@@ -212,9 +285,10 @@ async fn tries(ex: &mut Exchange, view: &Arc<View>, wants: &Wants<'_>, position:
     let started = clock::recent();
     retry.begin(started);
     let mut begun = started;
-    let mut tried: SmallVec<[u64; 4]> = SmallVec::new();
+    let mut tried = Tried::default();
+    let hedge = if service.hedges && wants.upgrade.is_none() { retry.hedge(idempotent) } else { None };
     loop {
-        if begun >= ex.cx.deadline {
+        if begun + LEAST > ex.cx.deadline {
             return Err(Fault::new(Reason::Deadline).by("deadline"));
         }
         // From its first byte, whatever becomes of this try: a fallback may still need it.
@@ -238,48 +312,36 @@ async fn tries(ex: &mut Exchange, view: &Arc<View>, wants: &Wants<'_>, position:
         }
         let (mut place, admitted) = Admission::enter(view, position, priority, begun, ex.cx.deadline).await?;
         begun = admitted;
+        // It waited for its place until too late.
+        if begun + LEAST > ex.cx.deadline {
+            return Err(Fault::never_ran(Reason::Deadline).by("deadline"));
+        }
         let endpoint = pick(&mut place, service, begun, (hash, wanted), &tried)?;
         ex.tally.attempts += 1;
         let tries = ex.tally.attempts;
         ex.cx.trail.note("loadBalancer", Outcome::Pick, "", u64::from(tries), Duration::ZERO);
-        tried.push(endpoint.id);
+        tried.once.push(endpoint.id);
 
         let until = retry.per_try_timeout().map_or(ex.cx.deadline, |limit| ex.cx.deadline.min(begun + limit));
         let span = if ex.cx.trace.sampled { super::seed() | 1 } else { ex.cx.trace.span };
-        let sent = send(ex, wants, &target.upstream, &endpoint, until, span).await;
-        let ended = now();
-        let sent = sent.unwrap_or_else(|_elapsed| {
-            let reason = if until == ex.cx.deadline { Reason::Deadline } else { Reason::TryTimeout };
-            Err(Fault::new(reason).by("timeouts"))
-        });
-
-        let outcome = match &sent {
-            Ok(reply) => TryOutcome {
-                result: Ok((reply.status, &reply.headers)),
-                grpc: if wants.grpc { ledger::grpc_status(&reply.headers) } else { None },
-                latency: ended.since(begun),
-            },
-            Err(fault) => {
-                TryOutcome { result: Err((fault.reason, fault.proof)), grpc: None, latency: ended.since(begun) }
+        let mut flight = Flight { place, endpoint, begun, until, span };
+        let sent = match hedge.filter(|_| replay.is_some() || !has_body) {
+            None => send(ex, wants, &target.upstream, &flight.endpoint, until, span).await,
+            Some(hedge) => {
+                let (replay, tried) = (replay.as_ref(), &mut tried);
+                let race = hedge::Race { view, position, wants, hedge, priority, hash, replay, tried };
+                let (won, sent) = Box::pin(hedge::race(ex, race, flight)).await;
+                flight = won;
+                sent
             }
         };
-        place.observe(&outcome, ended);
-        target
-            .metrics
-            .record(counted(&outcome), outcome.result.as_ref().ok().map(|(status, _)| (*status, outcome.latency)));
-        ledger::note_try(
-            ex,
-            Try {
-                span,
-                started: begun,
-                ended,
-                endpoint: endpoint.clone(),
-                result: match &sent {
-                    Ok(reply) => Ok(reply.status),
-                    Err(fault) => Err(fault.reason),
-                },
-            },
-        );
+        let tries = ex.tally.attempts;
+        let ended = now();
+        let sent = flight.result(sent, ex.cx.deadline);
+        let outcome = flight.outcome(&sent, wants.grpc, ended);
+        flight.place.observe(&outcome, ended);
+        target.metrics.count(&outcome);
+        ledger::note_try(ex, flight.noted(&sent, ended));
 
         let again =
             retry.attempts() != 0 && (retry.judges_successes() || worth_asking(&outcome)) && wants.upgrade.is_none();
@@ -302,17 +364,27 @@ async fn tries(ex: &mut Exchange, view: &Arc<View>, wants: &Wants<'_>, position:
                         .retries
                         .push(outcome.result.as_ref().map_or_else(|(reason, _)| reason.code(), |_| "status"));
                     discard(sent);
-                    drop(place);
-                    ex.tally.endpoint = Some(endpoint);
+                    if retry.other_zone() {
+                        tried.avoid_zone(&flight.endpoint, service);
+                    }
+                    ex.tally.endpoint = Some(flight.endpoint);
+                    drop(flight.place);
                     if !pause.is_zero() {
                         tokio::time::sleep(pause).await;
                     }
                     begun = now();
                     continue;
                 }
-                Again::No(why) => ex.tally.retries.push(why),
+                Again::No(why) => {
+                    if why == "body" {
+                        let (service, limit) = (&*service.name, retry.body_limit());
+                        tracing::info!(service, limit, "no retry: more of the request body was sent than is kept");
+                    }
+                    ex.tally.retries.push(why);
+                }
             }
         }
+        let Flight { place, endpoint, .. } = flight;
         if let Some(replay) = &replay {
             let needed = sent.is_err() && matches!(target.fallback, Some(Fallback::Target(_)));
             if needed && replay.possible() {
@@ -349,13 +421,6 @@ fn failed(outcome: &TryOutcome<'_>) -> bool {
     }
 }
 
-pub(super) fn counted(outcome: &TryOutcome<'_>) -> Counted {
-    match &outcome.result {
-        Ok((status, _)) => Counted::of_status(*status),
-        Err((reason, _)) => Counted::of_reason(*reason),
-    }
-}
-
 /// Spares the policy a call for a plain success.
 fn worth_asking(outcome: &TryOutcome<'_>) -> bool {
     match &outcome.result {
@@ -369,15 +434,25 @@ pub(super) fn pick(
     service: &Service,
     now: Moment,
     (hash, wanted): (Option<u64>, Option<u64>),
-    tried: &[u64],
+    tried: &Tried,
 ) -> Result<Arc<Endpoint>, Fault> {
-    // A half-open endpoint's only probe may be taken between the pick and the claim: look again, a few times.
+    // A half-open endpoint's only probe may be taken between the pick and the claim: look again, elsewhere.
+    let mut refused = None;
     for turn in 0..4 {
-        let cx = Pick { now, seed: super::seed(), hash, tried };
-        let Some(endpoint) = service.pick(&cx, wanted.filter(|_| turn == 0)) else { break };
+        let mut cx = Pick { now, seed: super::seed(), hash, tried: refused.as_deref().unwrap_or(tried.all()) };
+        let Some(mut endpoint) = service.pick(&cx, wanted.filter(|_| turn == 0)) else { break };
+        // All that was to be avoided is all there is: then at least not the same one again.
+        if tried.zones.is_some() && cx.tried.contains(&endpoint.id) {
+            cx.tried = &tried.once;
+            endpoint = service.pick(&cx, None).unwrap_or(endpoint);
+        }
         if place.pick(endpoint.clone(), now) {
             return Ok(endpoint);
         }
+        refused.get_or_insert_with(|| tried.all().to_vec()).push(endpoint.id);
+    }
+    if service.cluster.is_shut() {
+        return Err(Fault::never_ran(Reason::BreakerOpen).by("operator"));
     }
     Err(Fault::never_ran(service.lack()).by("loadBalancer"))
 }
@@ -391,7 +466,7 @@ pub(super) async fn send(
     span: u64,
 ) -> Result<Result<Reply, Fault>, wheel::Elapsed> {
     let Exchange { cx, tally, fields, .. } = ex;
-    tell(cx, fields, wants.grpc, tally.attempts, until, span);
+    tell(&cx.trace, cx.deadline, fields, wants.grpc, tally.attempts, until, span);
     let host = match &cx.upstream_host {
         Some(host) => host.as_bytes(),
         None => cx.authority.as_str().as_bytes(),
@@ -416,13 +491,21 @@ pub(super) async fn send(
 
 /// Adds what is this try's own to the fields that the endpoint is told. They live in the exchange and are overwritten by
 /// the next try, so that a try moves and clones none of them.
-fn tell(cx: &RequestCx, fields: &mut Told, grpc: bool, attempt: u32, until: Moment, span: u64) {
+pub(super) fn tell(
+    trace: &Trace,
+    deadline: Moment,
+    fields: &mut Told,
+    grpc: bool,
+    attempt: u32,
+    until: Moment,
+    span: u64,
+) {
     fields.own.truncate(fields.common);
-    if cx.trace.trace_id != 0 {
-        fields.own.push((trace::TRACEPARENT, trace::format_parent(&cx.trace, span)));
+    if trace.trace_id != 0 {
+        fields.own.push((trace::TRACEPARENT, trace::format_parent(trace, span)));
     }
-    if cx.deadline != Moment::MAX {
-        fields.own.push(deadline::field(grpc, until.since(clock::recent())));
+    if deadline != Moment::MAX {
+        fields.own.push(super::deadline::field(grpc, until.since(clock::recent())));
     }
     if attempt > 1 {
         fields.own.push((super::ATTEMPT.clone(), HeaderValue::from(attempt)));
@@ -435,7 +518,7 @@ const fn idempotent(method: &Method) -> bool {
 }
 
 /// Reads a refused answer to its end if it is small, so that its connection can be used again.
-fn discard(sent: Result<Reply, Fault>) {
+pub(super) fn discard(sent: Result<Reply, Fault>) {
     const SMALL: u64 = 16 << 10;
     let Ok(reply) = sent else { return };
     if reply.body.is_end_stream() || reply.body.size_hint().exact().is_none_or(|n| n > SMALL) {

@@ -9,6 +9,7 @@ pub mod embed;
 pub mod exchange;
 pub mod head;
 pub mod headers;
+mod hedge;
 mod inject;
 pub mod ledger;
 mod passthrough;

@@ -58,6 +58,13 @@ impl Replay {
         self.0.state.lock().whole
     }
 
+    /// Whether all of it is kept already, so that two tries may send it at once.
+    #[must_use]
+    pub fn complete(&self) -> bool {
+        let state = self.0.state.lock();
+        state.whole && (state.ended || state.source.is_end_stream())
+    }
+
     /// No further try follows: stop keeping, free what was kept and already sent.
     pub fn give_up(&self) {
         self.0.state.lock().whole = false;
@@ -187,6 +194,20 @@ mod tests {
         assert!(replay.possible());
         assert_eq!(read(replay.body()).await, "abcd");
         assert_eq!(read(replay.body()).await, "abcd");
+    }
+
+    #[tokio::test]
+    async fn it_is_complete_once_it_was_read_to_its_end() {
+        let replay = Replay::new(source(&["ab", "cd"]), 64);
+        let mut first = replay.body();
+        assert!(!replay.complete());
+        while first.frame().await.is_some() {}
+        assert!(replay.complete());
+        let (one, other) = (replay.body(), replay.body());
+        assert_eq!((read(one).await, read(other).await), ("abcd".into(), "abcd".into()));
+        let long = Replay::new(source(&["abcdef", "gh"]), 7);
+        read(long.body()).await;
+        assert!(!long.complete(), "it was not kept");
     }
 
     #[tokio::test]

@@ -117,6 +117,10 @@ pub fn open(cell: &Cell, caller: &Caller, arrived: Arrived) -> Result<Request, R
     if view.overload.as_ref().is_some_and(|o| o.sheds(&view.engine.inflight, None)) {
         rq.doomed = Some(Fault::new(Reason::Shed).by("overload"));
     }
+    // Nobody waits for it any more: no filter, and no quota, need hear of it.
+    if rq.ex.cx.deadline <= started && rq.doomed.is_none() {
+        rq.doomed = Some(Fault::never_ran(Reason::Deadline).by("deadline"));
+    }
     rq.link = link;
     rq.on_upgrade = on_upgrade;
     if rq.undecided.is_empty() || rq.doomed.is_some() {

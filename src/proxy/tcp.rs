@@ -19,14 +19,14 @@ use onehop_filters::contract::{Body, Conn, Fault, Moment, Reason, RequestCx, Rou
 use smallvec::SmallVec;
 use tokio::io::AsyncWriteExt as _;
 
-use super::attempt::{self, Admission, Held};
+use super::attempt::{self, Admission, Held, Tried};
 use super::relay::{Ended, Flow, relay};
 use super::seed;
 use crate::config::plan::Tcp;
 use crate::edge::accept::Accepted;
 use crate::edge::stream::Stream;
 use crate::observe::access_log::AccessLog;
-use crate::observe::metrics::TcpMetrics;
+use crate::observe::metrics::{Outcome as Counted, TcpMetrics};
 use crate::observe::record::{Phases, Record};
 use crate::route::Probe;
 use crate::runtime::{Drain, Phase, wheel};
@@ -197,14 +197,14 @@ async fn tries(
     let mut begun = now();
     retry.begin(begun);
     let deadline = begun + CONNECT_WITHIN;
-    let mut tried: SmallVec<[u64; 4]> = SmallVec::new();
+    let mut tried = Tried::default();
     loop {
         let (mut place, admitted) = Admission::enter(view, position, Priority::Normal, begun, deadline).await?;
         begun = admitted;
         let endpoint = attempt::pick(&mut place, service, begun, (hash, None), &tried)?;
         line.attempts += 1;
         line.endpoint = Some(endpoint.clone());
-        tried.push(endpoint.id);
+        tried.once.push(endpoint.id);
         let until = retry.per_try_timeout().map_or(deadline, |limit| deadline.min(begun + limit));
         let connecting = wheel::timeout(until, target.upstream.connect(&endpoint, client)).await;
         let connected = connecting.unwrap_or_else(|_| Err(Fault::never_ran(Reason::ConnectTimeout).by("timeouts")));
@@ -215,7 +215,7 @@ async fn tries(
         };
         let outcome = TryOutcome { result, grpc: None, latency: ended.since(begun) };
         place.observe(&outcome, ended);
-        target.metrics.record(attempt::counted(&outcome), None);
+        target.metrics.record(Counted::of(&outcome), None);
         let fault = match connected {
             Ok((upstream, took)) => {
                 line.connect += took;
@@ -230,7 +230,7 @@ async fn tries(
         let judge = Judge {
             now: ended,
             deadline,
-            tries: u32::try_from(tried.len()).unwrap_or(u32::MAX),
+            tries: u32::try_from(tried.once.len()).unwrap_or(u32::MAX),
             idempotent: true,
             replayable: true,
             outcome: &outcome,

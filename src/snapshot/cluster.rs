@@ -3,13 +3,13 @@
 //! A cluster outlives configs. A request reads it with one load; everything else happens on the control thread.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use onehop_filters::contract::entry::{Check, CheckWay};
-use onehop_filters::contract::mesh::{Address, Balance, Discover, Endpoint, Found, Gate, Pick, Report};
+use onehop_filters::contract::mesh::{Address, Balance, Discover, Endpoint, Found, Gate, Pick, Report, Switch};
 use onehop_filters::contract::metrics::{Counter, Gauge, Registry};
 use onehop_filters::contract::{Moment, now};
 use parking_lot::Mutex;
@@ -33,6 +33,8 @@ const WATCHERS: usize = 4;
 pub struct Cluster {
     name: Arc<str>,
     members: ArcSwap<Members>,
+    /// An operator holds the breaker open.
+    shut: AtomicBool,
     /// Contended by nobody but the control thread and the admin view; never taken by a request.
     control: Mutex<Control>,
     discovery: Tenure,
@@ -58,6 +60,8 @@ struct Control {
     /// Whether endpoints that join have to pass a health check first.
     wary: bool,
     gates: Vec<Weak<dyn Gate>>,
+    /// What an operator says of the service's breaker.
+    switch: Switch,
     watchers: Vec<Watcher>,
     source: String,
     /// When the source last answered.
@@ -126,11 +130,13 @@ impl Cluster {
         Self {
             name,
             members: ArcSwap::from_pointee(Members { endpoints, generation: 0, groups }),
+            shut: AtomicBool::new(false),
             control: Mutex::new(Control {
                 balance,
                 shape,
                 wary: false,
                 gates: Vec::new(),
+                switch: Switch::Auto,
                 watchers: Vec::new(),
                 source: String::new(),
                 updated: None,
@@ -156,6 +162,30 @@ impl Cluster {
     #[must_use]
     pub fn size(&self, subset: Option<u64>) -> usize {
         self.members.load().groups.find(subset).map_or(0, Group::size)
+    }
+
+    /// What an operator says of the breaker.
+    #[must_use]
+    pub fn switched(&self) -> Switch {
+        self.control.lock().switch
+    }
+
+    /// Whether an operator holds it open.
+    #[must_use]
+    pub fn is_shut(&self) -> bool {
+        self.shut.load(Relaxed)
+    }
+
+    /// An operator opens or closes the breaker. Open is a set from which nothing is picked, so that a service whose
+    /// breaker nobody touches pays for no question. Lasts until it is changed, whatever is loaded meanwhile.
+    pub fn switch(&self, to: Switch) {
+        let mut control = self.control.lock();
+        tracing::warn!(service = &*self.name, from = ?control.switch, ?to, "an operator switches the circuit breaker");
+        control.switch = to;
+        self.shut.store(to == Switch::Open, Relaxed);
+        control.gates.iter().filter_map(Weak::upgrade).for_each(|gate| gate.switch(to));
+        let endpoints = self.members.load().endpoints.clone();
+        self.install(&control, endpoints);
     }
 
     /// The current set.
@@ -190,13 +220,22 @@ impl Cluster {
         control.gates.retain(|g| g.strong_count() > 0);
         for gate in gates {
             gate.members(&endpoints);
+            gate.switch(control.switch);
             control.gates.push(Arc::downgrade(gate));
         }
     }
 
     fn install(&self, control: &Control, endpoints: Arc<[Arc<Endpoint>]>) {
         let generation = self.members.load().generation + 1;
-        let groups = Groups::new(&*control.balance, &endpoints, &control.shape);
+        let none: Arc<[Arc<Endpoint>]>;
+        let offered = match control.switch {
+            Switch::Open => {
+                none = Arc::new([]);
+                &none
+            }
+            Switch::Auto | Switch::Closed => &endpoints,
+        };
+        let groups = Groups::new(&*control.balance, offered, &control.shape);
         self.members.store(Arc::new(Members { endpoints, generation, groups }));
     }
 

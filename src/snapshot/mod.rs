@@ -203,6 +203,12 @@ impl Snapshot {
         self.targets.iter().filter(|target| target.service.subset.is_none())
     }
 
+    /// The service of this name.
+    #[must_use]
+    pub fn service(&self, name: &str) -> Option<&Service> {
+        self.targets.iter().map(|target| &target.service).find(|service| &*service.name == name)
+    }
+
     /// Every service's endpoints, for `/endpoints`.
     #[must_use]
     pub fn endpoints(&self) -> serde_json::Value {

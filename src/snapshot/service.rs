@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use http::HeaderMap;
 use onehop_filters::contract::entry::{Check, CheckWay};
-use onehop_filters::contract::mesh::{Affinity, Balance, Discover, Endpoint, Gate, Labels, Pick, Retry};
+use onehop_filters::contract::mesh::{Affinity, Balance, Discover, Endpoint, Gate, Labels, Pick, Retry, Switch};
 use onehop_filters::contract::{Body, Build, ConfigError, Entry, Node, Reason, RequestCx, Role, now};
 use parking_lot::Mutex;
 
@@ -28,6 +28,8 @@ pub struct Service {
     pub gates: Box<[Arc<dyn Gate>]>,
     /// Decides on another try.
     pub retry: Arc<dyn Retry>,
+    /// Whether it may send tries side by side: spares all other services the question.
+    pub hedges: bool,
     /// What binds requests to endpoints, the first that knows one decides.
     pub affinities: Arc<[Arc<dyn Affinity>]>,
     /// The part of its endpoints that requests may go to; `None`: all.
@@ -35,6 +37,9 @@ pub struct Service {
     /// Whether somebody acts on answers.
     answers: bool,
 }
+
+/// Under which key a breaker shows itself.
+const BREAKER: &str = "breaker";
 
 type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 
@@ -68,6 +73,7 @@ impl Service {
             answers: balance.takes_answers() || !affinities.is_empty(),
             balance,
             gates: gates.into(),
+            hedges: retry.attempts() != 0 && (retry.hedge(true).is_some() || retry.hedge(false).is_some()),
             retry,
             affinities: affinities.into(),
             subset: None,
@@ -127,6 +133,7 @@ impl Service {
             affinities: self.affinities.clone(),
             subset: Some(subset.clone()),
             answers: self.answers,
+            hedges: self.hedges,
         }
     }
 
@@ -169,6 +176,20 @@ impl Service {
         self.cluster.size(None) == 0
     }
 
+    /// Its breaker, for the admin endpoint: what it does, and what an operator says.
+    #[must_use]
+    pub fn breaker(&self) -> serde_json::Value {
+        let gates = self.gates.iter().filter_map(|g| g.view(now()));
+        let mut view = gates.into_iter().find_map(|(key, view)| (key == BREAKER).then_some(view)).unwrap_or_default();
+        let switch = self.cluster.switched();
+        let word = Switch::WORDS.iter().find(|(_, to)| *to == switch).map_or("auto", |(word, _)| word);
+        if view.is_null() || switch == Switch::Open {
+            view = serde_json::json!({ "state": if switch == Switch::Open { "open" } else { "closed" } });
+        }
+        view["switch"] = word.into();
+        view
+    }
+
     /// For the admin endpoint.
     #[must_use]
     pub fn view(&self) -> serde_json::Value {
@@ -179,6 +200,7 @@ impl Service {
                 map.insert("subset".to_owned(), (*subset.name).into());
             }
             map.extend(self.gates.iter().filter_map(|g| g.view(now())).map(|(key, view)| (key.to_owned(), view)));
+            map.insert(BREAKER.to_owned(), self.breaker());
         }
         view
     }

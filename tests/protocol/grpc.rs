@@ -59,6 +59,11 @@ async fn answer(request: Request<RecvStream>, mut respond: server::SendResponse<
             let response = response.header("grpc-status", "5").header("grpc-message", "not here");
             respond.send_response(response.body(()).unwrap(), true)?;
         }
+        // Only the second try is answered.
+        "/Busy" if !head.headers.contains_key("x-onehop-attempt") => {
+            let response = response.header("grpc-status", "14").header("grpc-retry-pushback-ms", "150");
+            respond.send_response(response.body(()).unwrap(), true)?;
+        }
         "/Fail" | "/Cut" => {
             let mut out = respond.send_response(response.body(()).unwrap(), false)?;
             out.send_data(Bytes::from_static(b"first"), false)?;
@@ -136,6 +141,22 @@ fn unary_calls_have_trailers() {
         let (head, body, trailers) = unary(hop.at("edge"), call("/Refuse")).await;
         assert_eq!((status(&head.headers), body.len(), trailers), ("5", 0, None));
         assert_eq!(head.headers["grpc-message"], "not here");
+    });
+}
+
+#[test]
+fn an_answer_that_is_all_trailers_is_retried_after_the_pause_it_asks_for() {
+    let up = "up: { protocol: grpc, retry: { retryOn: [unavailable], backoff: 1ms }, discover";
+    let hop = Onehop::start(&before(server()).replace("up: { discover", up));
+    runtime().block_on(async {
+        let begun = tokio::time::Instant::now();
+        let (head, body, trailers) = unary(hop.at("edge"), call("/Busy")).await;
+        assert_eq!((head.status.as_u16(), &body[..]), (200, &b"\0\0\0\0\x02hi"[..]), "with its whole message");
+        assert_eq!(status(&trailers.expect("trailers")), "0");
+        assert!(begun.elapsed() >= Duration::from_millis(150), "{:?}", begun.elapsed());
+        // A code that is not listed is the answer.
+        let (head, ..) = unary(hop.at("edge"), call("/Refuse")).await;
+        assert_eq!(status(&head.headers), "5");
     });
 }
 

@@ -5,7 +5,7 @@
 //! measured now and then, by letting fewer in. Envoy lets three in for that; here the limit is halved, and again for as
 //! long as halving makes answers faster, so that a service is never nearly shut to find out how fast it is.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -34,11 +34,6 @@ const EASE: f64 = 0.1;
 /// ...under load only where answers are faster than that by more than chance.
 const FASTER: f64 = 0.75;
 
-/// Values of [`Limiter::used`]: less than half of the limit, half or more, more than there is.
-const FREE: u8 = 0;
-const HALF: u8 = 1;
-const FULL: u8 = 2;
-
 /// What the limit obeys.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
@@ -59,8 +54,8 @@ pub struct Settings {
 pub struct Limiter {
     latencies: Latencies,
     seen: AtomicU32,
-    /// How much of the limit was in use at some time in this window.
-    used: AtomicU8,
+    /// Most places that were taken at once in this window; somebody who found none counts as one more than any.
+    peak: AtomicU32,
     /// When the window began, zero before the first, and when it may end ([`Moment`]).
     began: AtomicU64,
     due: AtomicU64,
@@ -89,8 +84,9 @@ enum Phase {
     Follow,
     /// Fewer are let in, to see the latency without load.
     Measure {
-        /// The limit before, and the latency it had.
+        /// The limit before, how much of it was used, and the latency it had.
         back: f64,
+        used: f64,
         loaded: f64,
         /// The limit now, and the latency before it was halved the last time.
         at: f64,
@@ -107,6 +103,8 @@ pub struct Change {
     pub unloaded: Duration,
     /// The window's latency.
     pub latency: Duration,
+    /// Fewer are let in for a moment than could be.
+    pub measures: bool,
 }
 
 impl Limiter {
@@ -123,24 +121,23 @@ impl Limiter {
         Self {
             latencies: Latencies::new(),
             seen: AtomicU32::new(0),
-            used: AtomicU8::new(FREE),
+            peak: AtomicU32::new(0),
             began: AtomicU64::new(0),
             due: AtomicU64::new(0),
             measures: AtomicBool::new(false),
             state: Mutex::new(state),
         }
     }
-    /// So many of the places are taken.
-    pub fn taken(&self, taken: u32, limit: u32) {
-        if u64::from(taken) * 2 >= u64::from(limit) && self.used.load(Relaxed) == FREE {
-            self.used.fetch_max(HALF, Relaxed);
+    /// So many places are taken now.
+    pub fn taken(&self, taken: u32) {
+        // Read before write: the common case leaves the cache line shared.
+        if taken > self.peak.load(Relaxed) {
+            self.peak.fetch_max(taken, Relaxed);
         }
     }
     /// Somebody found all of them taken.
     pub fn full(&self) {
-        if self.used.load(Relaxed) != FULL {
-            self.used.store(FULL, Relaxed);
-        }
+        self.taken(u32::MAX);
     }
     /// Takes a latency in; now and then something follows from it.
     pub fn sample(&self, settings: &Settings, latency: Duration, now: Moment) -> Option<Change> {
@@ -165,13 +162,18 @@ impl Limiter {
         }
         let latency = self.latencies.drain(settings.quantile);
         self.seen.store(0, Relaxed);
-        state.window(settings, latency, self.used.swap(FREE, Relaxed), now);
+        state.window(settings, latency, self.peak.swap(0, Relaxed).into(), now);
         let measures = matches!(state.phase, Phase::Measure { .. });
         // What began and ended within a short window is mostly short.
         let latencies = if measures { 5.0 } else { 2.0 };
         let least = if measures { settings.window * 2 } else { settings.window };
         self.begin(nanos(latency * latencies).min(LONGEST_WINDOW).max(least), measures, now);
-        Some(Change { limit: state.places(settings), unloaded: nanos(state.unloaded), latency: nanos(latency) })
+        Some(Change {
+            limit: state.places(settings),
+            unloaded: nanos(state.unloaded),
+            latency: nanos(latency),
+            measures,
+        })
     }
     fn begin(&self, length: Duration, measures: bool, now: Moment) {
         self.due.store((now + length).0, Relaxed);
@@ -199,23 +201,25 @@ impl State {
         };
         limit.clamp(s.min, s.max).round() as u32
     }
-    fn window(&mut self, s: &Settings, latency: f64, used: u8, now: Moment) {
+    fn window(&mut self, s: &Settings, latency: f64, peak: f64, now: Moment) {
+        let used = peak.min(self.limit);
         match self.phase {
-            Phase::Measure { back, loaded, at, before } => {
+            Phase::Measure { back, used, loaded, at, before } => {
                 if latency < before * FELL && at > s.min {
                     let at = (at / 2.0).max(s.min);
-                    self.phase = Phase::Measure { back, loaded, at, before: latency };
+                    self.phase = Phase::Measure { back, used, loaded, at, before: latency };
                 } else {
                     // Halving changed nothing, so both are. The larger of them if in doubt: chance has made us go on
                     // when it made one small.
                     self.unloaded = f64::midpoint(latency, before.clamp(latency, latency / FELL));
                     // Little's law: with a queue, latency is in proportion to what is let in.
-                    let fair = back * (self.tolerated(s) / loaded).min(1.0);
+                    let tolerated = self.tolerated(s);
+                    let fair = if loaded > tolerated { used * tolerated / loaded } else { back };
                     self.measured(s, fair, now);
                 }
             }
             // Nothing waits where half of the places are free: what is seen is the latency without load.
-            Phase::Follow if used == FREE => {
+            Phase::Follow if used * 2.0 < self.limit => {
                 let known = if self.unloaded == 0.0 { latency } else { self.unloaded };
                 self.unloaded = known + (latency - known) * EASE;
                 self.measured(s, self.limit, now);
@@ -227,14 +231,10 @@ impl State {
             }
             // The first window began with an empty service.
             Phase::Follow if self.unloaded == 0.0 => self.unloaded = latency,
-            // Lower it only where that lets fewer in.
-            Phase::Follow if used == HALF && latency > self.tolerated(s) => {}
             Phase::Follow => {
-                // A limit that nobody meets holds nobody back, and need not be proven.
-                let doubtful = now >= self.measure_at || self.limit <= self.measured / 2.0;
-                if doubtful && used == FULL {
-                    let (back, at) = (self.limit, (self.limit / 2.0).max(s.min));
-                    self.phase = Phase::Measure { back, loaded: latency, at, before: latency };
+                if now >= self.measure_at || self.limit <= self.measured / 2.0 {
+                    let at = (used / 2.0).max(s.min);
+                    self.phase = Phase::Measure { back: self.limit, used, loaded: latency, at, before: latency };
                 } else {
                     self.follow(s, latency);
                 }

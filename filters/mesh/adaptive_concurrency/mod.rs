@@ -75,6 +75,15 @@ fn pace(meaning: &Meaning, unloaded: Duration) -> Pace {
     Pace { patience: PATIENCE, target: target.max(SHORTEST) }
 }
 
+impl Change {
+    fn pace(&self, meaning: &Meaning) -> Pace {
+        // Those who wait because something is measured have not come too many.
+        let target = if self.measures { meaning.timeout } else { Duration::ZERO };
+        let pace = pace(meaning, self.unloaded);
+        Pace { target: pace.target.max(target), ..pace }
+    }
+}
+
 struct Adaptive {
     meaning: Meaning,
     limiter: Arc<Limiter>,
@@ -95,7 +104,7 @@ impl Adaptive {
     }
     fn adjust(&self, change: Change, now: Moment) {
         let micros = |d: Duration| i64::try_from(d.as_micros()).unwrap_or(i64::MAX);
-        self.places.set_pace(pace(&self.meaning, change.unloaded));
+        self.places.set_pace(change.pace(&self.meaning));
         if change.limit != self.places.cap() {
             self.places.resize(change.limit, self.meaning.max_pending, now);
         }
@@ -109,7 +118,7 @@ impl Gate for Adaptive {
     fn admit(&self, now: Moment, priority: Priority) -> Admit<'_> {
         match self.places.ask(priority, now) {
             Asked::Yes(taken) => {
-                self.limiter.taken(taken, self.places.cap());
+                self.limiter.taken(taken);
                 self.active.add(1);
                 Admit::Yes
             }

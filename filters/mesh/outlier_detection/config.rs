@@ -26,7 +26,25 @@ pub struct Section {
     /// Failures to connect in a row that eject an endpoint, if counted apart. Default 5.
     #[schemars(extend("default" = 5))]
     pub consecutive_local_origin_failures: Option<u32>,
-    /// An endpoint that is back for this long is forgiven one of its ejections, and so on. Default `10s`.
+    /// Share of failed tries over an `interval` from which on an endpoint is ejected. Default: shares are not looked at.
+    pub failure_percentage_threshold: Option<Spot<Percent>>,
+    /// Endpoints with enough tries that are needed to judge by that share. Default 5.
+    #[schemars(extend("default" = 5))]
+    pub failure_percentage_minimum_hosts: Option<u32>,
+    /// Tries of an interval that are enough. Default 50.
+    #[schemars(extend("default" = 50))]
+    pub failure_percentage_request_volume: Option<u32>,
+    /// How many standard deviations below the mean of all endpoints an endpoint's share of good tries lies when it is
+    /// ejected, such as 1.9. Default: endpoints are not compared.
+    pub success_rate_stdev_factor: Option<Spot<f64>>,
+    /// Endpoints with enough tries that are needed to compare them. Default 5.
+    #[schemars(extend("default" = 5))]
+    pub success_rate_minimum_hosts: Option<u32>,
+    /// Tries of an interval that are enough. Default 100.
+    #[schemars(extend("default" = 100))]
+    pub success_rate_request_volume: Option<u32>,
+    /// How often shares are looked at. An endpoint that is back for this long is forgiven one of its ejections, and so
+    /// on. Default `10s`.
     #[schemars(extend("default" = "10s"))]
     pub interval: Option<Spot<units::Duration>>,
     /// Length of the first ejection; the n-th takes n times as long. Default `30s`.
@@ -52,6 +70,17 @@ pub struct Settings {
     pub base: Duration,
     pub longest: Duration,
     pub max_percent: f64,
+    pub failure_share: Option<Share>,
+    pub success_rate: Option<Share>,
+}
+
+/// Judging endpoints by what share of their tries failed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Share {
+    /// The share, or the factor of the standard deviation.
+    pub threshold: f64,
+    pub hosts: usize,
+    pub volume: u32,
 }
 
 impl Section {
@@ -62,6 +91,28 @@ impl Section {
                 .help("`enabled: false` turns outlier detection off")),
             Some(d) => Ok(d.value.0),
             None => Ok(Duration::from_secs(default)),
+        };
+        let failure_share = match &self.failure_percentage_threshold {
+            Some(p) if p.value.0 == 0.0 => {
+                return Err(ConfigError::at(p.span, "a threshold of 0% would eject everybody")
+                    .help("write such as `85%`, or leave it out"));
+            }
+            key => key.as_ref().map(|p| Share {
+                threshold: p.value.0,
+                hosts: self.failure_percentage_minimum_hosts.unwrap_or(5) as usize,
+                volume: self.failure_percentage_request_volume.unwrap_or(50).max(1),
+            }),
+        };
+        let success_rate = match &self.success_rate_stdev_factor {
+            Some(f) if f.value <= 0.0 || !f.value.is_finite() => {
+                return Err(ConfigError::at(f.span, "the factor is a number above 0")
+                    .help("write such as `1.9`, or leave it out"));
+            }
+            key => key.as_ref().map(|f| Share {
+                threshold: f.value,
+                hosts: self.success_rate_minimum_hosts.unwrap_or(5) as usize,
+                volume: self.success_rate_request_volume.unwrap_or(100).max(1),
+            }),
         };
         let base = above_zero(&self.base_ejection_time, 30, "baseEjectionTime")?;
         Ok(Settings {
@@ -74,6 +125,8 @@ impl Section {
             base,
             longest: self.max_ejection_time.map_or(Duration::from_secs(300), |d| d.0).max(base),
             max_percent: self.max_ejection_percent.map_or(0.5, |p| p.0),
+            failure_share,
+            success_rate,
         })
     }
 }

@@ -5,48 +5,13 @@ use std::time::Duration;
 
 use super::config::Settings;
 use crate::contract::Moment;
-use crate::contract::fault::{Reason, Side};
-use crate::contract::mesh::{EndpointState, TryOutcome};
+use crate::contract::mesh::EndpointState;
+use crate::mesh::verdict::Verdict;
 
 /// A probe that brings no verdict in this time makes way for another: longer than a request usually may take.
 const LEASE: Duration = Duration::from_secs(60);
 /// Clocks of pick and verdict are read a moment apart.
 const SLACK: Duration = Duration::from_millis(1);
-
-/// What a try says about its endpoint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// It works: any answer that is no server error, a 429 among them: it lives, it is only pressed.
-    Good,
-    /// A server error.
-    Error {
-        /// One that a gateway makes of an endpoint's absence.
-        gateway: bool,
-    },
-    /// It could not be reached.
-    Unreachable,
-    /// Nothing: the caller's or our own doing, or an orderly refusal.
-    Nothing,
-}
-
-/// Judges a try.
-pub fn verdict(outcome: &TryOutcome<'_>) -> Verdict {
-    match &outcome.result {
-        Ok((status, _)) => match (status.as_u16(), outcome.grpc) {
-            (502..=504, _) | (_, Some(4 | 14)) => Verdict::Error { gateway: true },
-            // gRPC: 2 unknown, 13 internal, 15 data-loss. 12 unimplemented is the caller's mistake.
-            (500.., _) | (_, Some(2 | 13 | 15)) => Verdict::Error { gateway: false },
-            _ => Verdict::Good,
-        },
-        Err((reason, _)) => match reason {
-            // A passed deadline says how patient the caller was. A refused stream is how a server drains or paces itself.
-            Reason::Deadline | Reason::RefusedStream => Verdict::Nothing,
-            Reason::ConnectFailed | Reason::ConnectTimeout | Reason::TlsFailed => Verdict::Unreachable,
-            r if r.side() == Side::Upstream => Verdict::Error { gateway: true },
-            _ => Verdict::Nothing,
-        },
-    }
-}
 
 /// What [`observe`] wants done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +50,61 @@ pub fn observe(s: &Settings, e: &EndpointState, verdict: Verdict, picked: Moment
             tripped(&[(&e.failures, s.consecutive_5xx)])
         }
     }
+}
+
+/// Counts a try for the shares of its interval. What tells nothing is not counted; failures to connect neither, where
+/// they are counted apart.
+pub fn tally(s: &Settings, e: &EndpointState, verdict: Verdict) {
+    let failed = match verdict {
+        Verdict::Good => 0,
+        Verdict::Unreachable if s.consecutive_local.is_some() => return,
+        Verdict::Error { .. } | Verdict::Unreachable => 1,
+        Verdict::Nothing => return,
+    };
+    e.judged.fetch_add(1 << 32 | failed, Relaxed);
+}
+
+/// What one endpoint did in an interval.
+#[derive(Clone, Copy, Debug)]
+pub struct Interval {
+    pub tries: u32,
+    pub failed: u32,
+}
+
+impl Interval {
+    /// Takes it from an endpoint, whose next one begins.
+    #[expect(clippy::cast_possible_truncation, reason = "the halves of a word")]
+    pub fn take(e: &EndpointState) -> Self {
+        let word = e.judged.swap(0, Relaxed);
+        Self { tries: (word >> 32) as u32, failed: word as u32 }
+    }
+    fn failures(self) -> f64 {
+        f64::from(self.failed) / f64::from(self.tries.max(1))
+    }
+}
+
+/// Positions of the endpoints that are to go, judged against a share, or against all others.
+pub fn outliers(s: &Settings, all: &[Interval]) -> Vec<usize> {
+    let enough = |volume: u32| all.iter().enumerate().filter(move |(_, i)| i.tries >= volume);
+    let mut out = Vec::new();
+    if let Some(share) = s.failure_share
+        && enough(share.volume).count() >= share.hosts
+    {
+        out.extend(enough(share.volume).filter(|(_, i)| i.failures() >= share.threshold).map(|(at, _)| at));
+    }
+    if let Some(rate) = s.success_rate
+        && enough(rate.volume).count() >= rate.hosts
+    {
+        #[expect(clippy::cast_precision_loss, reason = "sets are small numbers")]
+        let n = enough(rate.volume).count() as f64;
+        let mean = enough(rate.volume).map(|(_, i)| i.failures()).sum::<f64>() / n;
+        let variance = enough(rate.volume).map(|(_, i)| (i.failures() - mean).powi(2)).sum::<f64>() / n;
+        let worst = mean + rate.threshold * variance.sqrt();
+        out.extend(enough(rate.volume).filter(|(_, i)| i.failures() > worst).map(|(at, _)| at));
+    }
+    out.sort_unstable();
+    out.dedup();
+    out
 }
 
 /// Counts one more in each; whether one reached its limit.

@@ -5,17 +5,20 @@ mod core;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
 use self::config::{Section, Settings};
-use self::core::Act;
+use self::core::{Act, Interval};
 use crate::contract::mesh::{Endpoint, Gate, TryOutcome};
-use crate::contract::metrics::{Counter, Gauge};
+use crate::contract::metrics::{Counter, Gauge, Registry};
 use crate::contract::section::{ConfigError, Node};
 use crate::contract::{Build, Entry, Moment, Role};
+use crate::mesh::chance::Dice;
+use crate::mesh::verdict::verdict;
 
 /// The filter.
 pub const ENTRY: Entry = Entry {
@@ -34,22 +37,28 @@ fn build(section: Option<&Node>, build: &mut Build<'_>) -> Result<Option<Arc<dyn
         // Endpoints outlive the config: whoever is out comes back.
         return Ok(Some(Arc::new(Amnesty)));
     }
-    let service = crate::mesh::service_of(&build.scope).to_owned();
-    let labels = [("service", service.as_str())];
-    let m = &build.metrics;
-    Ok(Some(Arc::new(Detector {
-        settings,
-        members: Mutex::new(Arc::new([])),
-        ejected: m.gauge("onehop_outlier_ejected", "Endpoints that are ejected or half-open now.", &labels),
-        ejections: m.counter("onehop_outlier_ejections_total", "Ejections.", &labels),
-        spared: m.counter("onehop_outlier_spared_total", "Ejections that would have left too few.", &labels),
-        restored: m.counter("onehop_outlier_restored_total", "Endpoints whose probe brought them back.", &labels),
-        service,
-    })))
+    let detector = Arc::new(Detector::new(settings, &build.metrics, crate::mesh::service_of(&build.scope)));
+    if detector.counts {
+        build.background(watch(Arc::downgrade(&detector), settings.interval));
+    }
+    Ok(Some(detector))
+}
+
+/// Looks at the shares of each interval, for as long as the detector is in use.
+async fn watch(detector: Weak<Detector>, interval: Duration) {
+    let mut dice = Dice::fresh();
+    loop {
+        // Not in step with other proxies, or the same interval would look bad to all of them.
+        tokio::time::sleep(dice.jitter(interval, 0.1)).await;
+        let Some(detector) = detector.upgrade() else { return };
+        detector.sweep(crate::contract::now());
+    }
 }
 
 struct Detector {
     settings: Settings,
+    /// Shares are looked at: then every try is counted.
+    counts: bool,
     /// Held while one is ejected, so that two threads cannot eject the last two. Contended by ejections and changes of
     /// the set only.
     members: Mutex<Arc<[Arc<Endpoint>]>>,
@@ -61,12 +70,36 @@ struct Detector {
 }
 
 impl Detector {
+    fn new(settings: Settings, m: &Registry, service: &str) -> Self {
+        let labels = [("service", service)];
+        Self {
+            counts: settings.failure_share.is_some() || settings.success_rate.is_some(),
+            settings,
+            members: Mutex::new(Arc::new([])),
+            ejected: m.gauge("onehop_outlier_ejected", "Endpoints that are ejected or half-open now.", &labels),
+            ejections: m.counter("onehop_outlier_ejections_total", "Ejections.", &labels),
+            spared: m.counter("onehop_outlier_spared_total", "Ejections that would have left too few.", &labels),
+            restored: m.counter("onehop_outlier_restored_total", "Endpoints whose probe brought them back.", &labels),
+            service: service.to_owned(),
+        }
+    }
     /// Half-open ones count as out: until its probe passes an endpoint carries nothing.
     fn out(members: &[Arc<Endpoint>]) -> usize {
         members.iter().filter(|e| e.state.ejected_until.load(Relaxed) != 0).count()
     }
     fn show(&self, members: &[Arc<Endpoint>]) {
         self.ejected.set(i64::try_from(Self::out(members)).unwrap_or(i64::MAX));
+    }
+    /// Ejects those whose interval was bad, by itself or compared with the others.
+    fn sweep(&self, now: Moment) {
+        let members = self.members.lock().clone();
+        let intervals: Vec<Interval> = members.iter().map(|e| Interval::take(&e.state)).collect();
+        for at in core::outliers(&self.settings, &intervals) {
+            // One that is out already is judged by its probe alone.
+            if members[at].state.ejected_until.load(Relaxed) == 0 {
+                self.eject(&members[at], now);
+            }
+        }
     }
     fn eject(&self, endpoint: &Endpoint, now: Moment) {
         let members = self.members.lock();
@@ -106,7 +139,11 @@ impl Gate for Detector {
     }
     fn observe(&self, endpoint: &Endpoint, outcome: &TryOutcome<'_>, now: Moment) {
         let picked = now - outcome.latency;
-        match core::observe(&self.settings, &endpoint.state, core::verdict(outcome), picked, now) {
+        let verdict = verdict(outcome);
+        if self.counts {
+            core::tally(&self.settings, &endpoint.state, verdict);
+        }
+        match core::observe(&self.settings, &endpoint.state, verdict, picked, now) {
             Act::None => {}
             Act::Eject => self.eject(endpoint, now),
             Act::Restored => {

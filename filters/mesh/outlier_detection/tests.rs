@@ -1,3 +1,5 @@
+mod simulation;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
@@ -5,10 +7,12 @@ use std::time::Duration;
 use http::HeaderMap;
 
 use super::config::{Section, Settings};
-use super::core::{Verdict, may_eject, verdict};
+use super::core::{Interval, may_eject, outliers};
 use crate::contract::mesh::{Endpoint, Gate, TryOutcome};
+use crate::contract::metrics::Registry;
 use crate::contract::{Moment, Proof, Reason, Role};
 use crate::mesh::bed::{self, Bed, answer, failure};
+use crate::mesh::verdict::{Verdict, verdict};
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -216,4 +220,99 @@ fn a_set_that_shrinks_to_those_that_are_out_gets_them_back() {
     fail(&*g, &set[0], 5, 100);
     g.members(&set[..1]);
     assert!(!out(&set[0]));
+}
+
+fn of(json: &str) -> Settings {
+    bed::node(json).read::<Section>().and_then(|s| s.settings()).expect("a valid section")
+}
+
+fn interval(tries: u32, failed: u32) -> Interval {
+    Interval { tries, failed }
+}
+
+#[test]
+fn by_the_share_of_failures_with_a_least_number_of_tries_and_endpoints() {
+    let s = of(r#"{"failurePercentageThreshold":"60%","failurePercentageMinimumHosts":3}"#);
+    let good = interval(100, 5);
+    assert_eq!(outliers(&s, &[good, interval(100, 60), good, interval(100, 59)]), [1]);
+    assert_eq!(outliers(&s, &[good, interval(49, 49), good, good]), [0usize; 0], "too few tries");
+    assert_eq!(outliers(&s, &[good, interval(50, 50), interval(9, 9)]), [0usize; 0], "too few endpoints");
+    assert_eq!(outliers(&of("{}"), &[interval(100, 100); 9]), [0usize; 0], "not unless it is asked for");
+}
+
+#[test]
+fn by_comparison_with_all_others() {
+    let s = of(r#"{"successRateStdevFactor":1.9}"#);
+    let mut all = [interval(200, 10); 10];
+    assert_eq!(outliers(&s, &all), [0usize; 0], "all alike");
+    all[3].failed = 40;
+    assert_eq!(outliers(&s, &all), [3], "a fifth of failures among a twentieth");
+    all[3].tries = 99;
+    assert_eq!(outliers(&s, &all), [0usize; 0], "too few tries");
+    assert_eq!(
+        outliers(&s, &[interval(200, 200), interval(200, 0), interval(200, 0)]),
+        [0usize; 0],
+        "too few endpoints"
+    );
+    // Where all fail, nobody is worse.
+    assert_eq!(outliers(&s, &[interval(200, 190); 10]), [0usize; 0]);
+}
+
+#[test]
+fn an_endpoint_that_fails_now_and_then_goes_by_its_share_and_one_is_kept() {
+    let none = HeaderMap::new();
+    let set = bed::endpoints(&[1; 6]);
+    let Role::Gate(build) = super::ENTRY.role else { panic!("a gate") };
+    let json = r#"{"failurePercentageThreshold":"30%","consecutive5xx":0,"maxEjectionPercent":"100%"}"#;
+    assert!(Bed::default().build(|b| build(Some(&bed::node(json)), b)).is_ok());
+    let settings = of(json);
+    let detector = super::Detector::new(settings, &Registry::default(), "stock");
+    detector.members(&set);
+    let round = |bad: usize, at: u64| {
+        for (i, e) in set.iter().enumerate() {
+            for n in 0..60 {
+                let status = if i < bad && n % 2 == 0 { 503 } else { 200 };
+                detector.observe(e, &answer(status, &none), Moment(at * SECOND));
+                detector.observe(e, &failure(Reason::ClientGone, Proof::MayHaveRun), Moment(at * SECOND));
+            }
+        }
+        detector.sweep(Moment(at * SECOND));
+    };
+    round(1, 100);
+    assert_eq!(set.iter().map(|e| out(e)).collect::<Vec<_>>(), [true, false, false, false, false, false]);
+    round(6, 110);
+    assert_eq!(set.iter().filter(|e| out(e)).count(), 5, "one is kept");
+    detector.sweep(Moment(120 * SECOND));
+    assert_eq!(set.iter().filter(|e| out(e)).count(), 5, "a new interval begins empty");
+}
+
+#[test]
+fn failures_to_connect_are_not_in_the_share_if_counted_apart() {
+    let set = bed::endpoints(&[1]);
+    let split = of(r#"{"splitLocalOriginErrors":true,"failurePercentageThreshold":"30%"}"#);
+    super::core::tally(&split, &set[0].state, Verdict::Unreachable);
+    assert_eq!(Interval::take(&set[0].state).tries, 0);
+    super::core::tally(&of("{}"), &set[0].state, Verdict::Unreachable);
+    assert_eq!(Interval::take(&set[0].state).failed, 1);
+}
+
+#[test]
+fn a_passing_health_check_does_not_close_it() {
+    let set = bed::endpoints(&[1; 4]);
+    let g = gate(None);
+    g.members(&set);
+    fail(&*g, &set[0], 5, 100);
+    set[0].state.health.store(1, Relaxed);
+    assert!(out(&set[0]) && !set[0].available(Moment(101 * SECOND)));
+}
+
+#[test]
+fn shares_that_make_no_sense() {
+    for bad in [
+        r#"{"failurePercentageThreshold":"0%"}"#,
+        r#"{"successRateStdevFactor":0}"#,
+        r#"{"successRateStdevFactor":-1.5}"#,
+    ] {
+        assert!(bed::node(bad).read::<Section>().and_then(|s| s.settings()).is_err(), "{bad}");
+    }
 }

@@ -7,6 +7,8 @@ use http::{HeaderName, StatusCode};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, de};
 
+use super::budget::Limits;
+use crate::contract::mesh;
 use crate::contract::section::{ConfigError, Spot, suggest};
 use crate::contract::units::{self, Percent, Size};
 
@@ -41,21 +43,39 @@ pub struct Section {
     pub body_limit: Option<Size>,
     /// Also retry methods that are not idempotent (POST, PATCH) after a try that may have run. Default false.
     pub retry_non_idempotent: bool,
+    /// Prefer an endpoint of another zone than that of the try that failed, while one is available. Default false.
+    pub other_zone: bool,
+    /// Another try beside one that is slow. Default: none.
+    pub hedge: Option<Hedge>,
+}
+
+/// `retry.hedge`.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Hedge {
+    /// How long a try may go without an answer before another one is sent beside it.
+    pub after: Spot<units::Duration>,
+    /// How many may be sent beside the first. Default 1.
+    #[schemars(range(min = 1, max = 5), extend("default" = 1))]
+    pub max: Option<Spot<u32>>,
 }
 
 /// `retry.budget`.
-#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Budget {
-    /// Retries per first tries over the last 10 s.
+    /// Retries per first tries.
     pub percent: Percent,
     /// Retries a second that are always granted.
     pub min_per_second: u32,
+    /// Over how long both are counted. Default `10s`.
+    #[schemars(extend("default" = "10s"))]
+    pub interval: Option<Spot<units::Duration>>,
 }
 
 impl Default for Budget {
     fn default() -> Self {
-        Self { percent: Percent(0.2), min_per_second: 10 }
+        Self { percent: Percent(0.2), min_per_second: 10, interval: None }
     }
 }
 
@@ -151,9 +171,11 @@ pub struct Settings {
     pub max_backoff: Duration,
     pub max_retry_after: Duration,
     pub per_try_timeout: Option<Duration>,
-    pub budget: Budget,
+    pub budget: Limits,
     pub body_limit: usize,
     pub retry_non_idempotent: bool,
+    pub other_zone: bool,
+    pub hedge: Option<mesh::Hedge>,
 }
 
 impl Section {
@@ -178,17 +200,47 @@ impl Section {
                     .map_err(|_| ConfigError::at(h.span, format!("`{}` is not a field name", h.value)))
             })
             .collect::<Result<_, _>>()?;
+        let attempts = self.attempts.unwrap_or(1);
+        let hedge = self.hedge.as_ref().map(|h| h.meaning(attempts)).transpose()?;
+        let window = match &self.budget.interval {
+            Some(d) if d.value.0.is_zero() => {
+                return Err(ConfigError::at(d.span, "a budget is counted over some time").help("write such as `10s`"));
+            }
+            d => d.as_ref().map_or(Duration::from_secs(10), |d| d.value.0),
+        };
         Ok(Settings {
-            attempts: self.attempts.unwrap_or(1),
+            attempts,
             retry_on: self.retry_on,
             retriable_headers,
             backoff,
             max_backoff,
             max_retry_after: self.max_retry_after.map_or(Duration::from_secs(10), |d| d.0),
             per_try_timeout: self.per_try_timeout.map(|d| d.value.0),
-            budget: self.budget,
+            budget: Limits { percent: self.budget.percent.0, min_per_second: self.budget.min_per_second, window },
             body_limit: self.body_limit.map_or(64 << 10, |s| usize::try_from(s.0).unwrap_or(usize::MAX)),
             retry_non_idempotent: self.retry_non_idempotent,
+            other_zone: self.other_zone,
+            hedge,
         })
+    }
+}
+
+impl Hedge {
+    fn meaning(&self, attempts: u32) -> Result<mesh::Hedge, ConfigError> {
+        if attempts == 0 {
+            return Err(ConfigError::at(self.after.span, "`attempts: 0` allows no second try, and a hedge is one")
+                .help("remove `attempts: 0`, or `hedge`"));
+        }
+        if self.after.value.0.is_zero() {
+            return Err(ConfigError::at(self.after.span, "a hedge after 0s would double every request")
+                .help("write about the 95th percentile of the service's latency"));
+        }
+        let max = match &self.max {
+            Some(max) if !(1..=5).contains(&max.value) => {
+                return Err(ConfigError::at(max.span, "`max` lies between 1 and 5").help("leave `hedge` out for none"));
+            }
+            max => max.as_ref().map_or(1, |max| max.value),
+        };
+        Ok(mesh::Hedge { after: self.after.value.0, max })
     }
 }

@@ -46,11 +46,12 @@ pub fn judge(s: &Settings, budget: &Budget, cx: &Judge<'_>, wall: impl FnOnce() 
             None => {}
         }
     }
-    if cx.now + pause >= cx.deadline {
+    // The rest of less than a millisecond is nothing that an endpoint could be told.
+    if cx.now + pause + Duration::from_millis(1) > cx.deadline {
         return Again::No(word::DEADLINE);
     }
     // Last, for it is the only question that costs something.
-    if !budget.take(cx.now, s.budget.percent.0, s.budget.min_per_second) {
+    if !budget.take(cx.now, &s.budget) {
         return Again::No(word::BUDGET);
     }
     Again::After(pause)

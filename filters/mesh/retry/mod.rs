@@ -12,7 +12,7 @@ use std::time::Duration;
 use self::budget::Budget;
 use self::config::{Section, Settings};
 use self::core::word;
-use crate::contract::mesh::{Again, Judge, Retry};
+use crate::contract::mesh::{Again, Hedge, Judge, Retry};
 use crate::contract::metrics::{Counter, Registry};
 use crate::contract::section::{ConfigError, Node};
 use crate::contract::{Build, Entry, Moment, Role};
@@ -47,7 +47,7 @@ struct Policy {
 
 impl Retry for Policy {
     fn begin(&self, now: Moment) {
-        self.budget.begin(now);
+        self.budget.begin(now, self.settings.budget.window);
     }
     fn judge(&self, cx: &Judge<'_>) -> Again {
         let again = core::judge(&self.settings, &self.budget, cx, jiff::Timestamp::now);
@@ -63,19 +63,33 @@ impl Retry for Policy {
     fn judges_successes(&self) -> bool {
         !self.settings.retriable_headers.is_empty()
     }
+    fn hedge(&self, idempotent: bool) -> Option<Hedge> {
+        self.settings.hedge.filter(|_| idempotent || self.settings.retry_non_idempotent)
+    }
+    fn grants(&self, now: Moment) -> bool {
+        let granted = self.budget.take(now, &self.settings.budget);
+        self.counts.count_word(if granted { HEDGED } else { word::BUDGET });
+        granted
+    }
+    fn other_zone(&self) -> bool {
+        self.settings.other_zone
+    }
     fn attempts(&self) -> u32 {
         self.settings.attempts
     }
 }
 
 /// One counter per outcome, resolved once.
-struct Counts([(&'static str, Counter); 7]);
+struct Counts([(&'static str, Counter); 8]);
 
 const RETRIED: &str = "retried";
+const HEDGED: &str = "hedged";
 
 impl Counts {
     fn new(metrics: &Registry, service: &str) -> Self {
-        let words = [RETRIED, word::UNSAFE, word::ATTEMPTS, word::BODY, word::PUSHBACK, word::DEADLINE, word::BUDGET];
+        let gave_up = [word::UNSAFE, word::ATTEMPTS, word::BODY, word::PUSHBACK, word::DEADLINE, word::BUDGET];
+        let [a, b, c, d, e, f] = gave_up;
+        let words = [RETRIED, HEDGED, a, b, c, d, e, f];
         Self(words.map(|w| {
             let labels = [("service", service), ("outcome", w)];
             (w, metrics.counter("onehop_retries_total", "Retry decisions after tries that were worth one.", &labels))
@@ -88,6 +102,9 @@ impl Counts {
             Again::No(word::NOT_RETRIABLE) => return,
             Again::No(why) => why,
         };
+        self.count_word(outcome);
+    }
+    fn count_word(&self, outcome: &str) {
         if let Some((_, counter)) = self.0.iter().find(|(w, _)| *w == outcome) {
             counter.inc();
         }

@@ -3,7 +3,7 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use proptest::prelude::*;
 
-use super::budget::Budget;
+use super::budget::{Budget, Limits};
 use super::config::{Section, Settings};
 use super::core::judge;
 use crate::contract::mesh::{Again, Judge, TryOutcome};
@@ -164,13 +164,14 @@ proptest! {
     fn the_budget_holds_whatever_the_order(steps in prop::collection::vec((0u64..400, any::<bool>()), 1..800)) {
         // Over any window of ten seconds: at most a fifth of its first tries, or the floor.
         let budget = Budget::new();
+        let limits = Limits { percent: 0.2, min_per_second: 1, window: Duration::from_secs(10) };
         let (mut at, mut begun, mut retried) = (0u64, Vec::new(), Vec::new());
         for (ms, first) in steps {
             at += ms * 1_000_000;
             if first {
-                budget.begin(Moment(at));
+                budget.begin(Moment(at), limits.window);
                 begun.push(at);
-            } else if budget.take(Moment(at), 0.2, 1) {
+            } else if budget.take(Moment(at), &limits) {
                 retried.push(at);
             }
             let since = |list: &[u64], window: u64| list.iter().filter(|t| **t + window * SECOND > at).count();
@@ -248,6 +249,12 @@ fn sections() {
         r#"{"perTryTimeout":"0s"}"#,
         r#"{"retriableHeaders":["a b"]}"#,
         r#"{"budget":{"percent":"120%"}}"#,
+        r#"{"budget":{"interval":"0s"}}"#,
+        r#"{"hedge":{}}"#,
+        r#"{"hedge":{"after":"0s"}}"#,
+        r#"{"hedge":{"after":"50ms","max":0}}"#,
+        r#"{"hedge":{"after":"50ms","max":6}}"#,
+        r#"{"hedge":{"after":"50ms"},"attempts":0}"#,
     ] {
         assert!(bed::node(bad).read::<Section>().and_then(Section::settings).is_err(), "{bad}");
     }
@@ -268,3 +275,28 @@ fn the_default_written_out_is_the_default() {
         }
     }
 }
+
+#[test]
+fn hedges_come_out_of_the_same_budget() {
+    let Role::Retry(build) = super::ENTRY.role else { panic!("a retry policy") };
+    let mut bed = Bed::default();
+    let text = r#"{"retryOn":["503"],"hedge":{"after":"50ms"},"budget":{"percent":"20%","minPerSecond":1}}"#;
+    let policy = bed.build(|b| build(Some(&bed::node(text)), b)).expect("valid");
+    let hedge = policy.hedge(true).expect("configured");
+    assert_eq!((hedge.after, hedge.max), (Duration::from_millis(50), 1));
+    assert_eq!(policy.hedge(false), None, "not for methods that are not idempotent");
+    let now = Moment(SECOND);
+    assert_eq!((0..50).filter(|_| policy.grants(now)).count(), 10);
+    let none = HeaderMap::new();
+    let outcome = bed::answer(503, &none);
+    let cx =
+        Judge { now, deadline: Moment::MAX, tries: 1, idempotent: true, replayable: true, outcome: &outcome, seed: 1 };
+    assert_eq!(policy.judge(&cx), Again::No("budget"));
+    let labels = [("service", "stock"), ("outcome", "hedged")];
+    assert_eq!(bed.metrics.counter("onehop_retries_total", "", &labels).value(), 10);
+    let bold = r#"{"retryNonIdempotent":true,"hedge":{"after":"50ms","max":2}}"#;
+    let bold = Bed::default().build(|b| build(Some(&bed::node(bold)), b)).expect("valid");
+    assert_eq!(bold.hedge(false).map(|h| h.max), Some(2));
+}
+
+mod storm;
