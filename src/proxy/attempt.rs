@@ -286,7 +286,6 @@ async fn tries(ex: &mut Exchange, view: &Arc<View>, wants: &Wants<'_>, position:
     retry.begin(started);
     let mut begun = started;
     let mut tried = Tried::default();
-    let hedge = if service.hedges && wants.upgrade.is_none() { retry.hedge(idempotent) } else { None };
     loop {
         if begun + LEAST > ex.cx.deadline {
             return Err(Fault::new(Reason::Deadline).by("deadline"));
@@ -325,15 +324,14 @@ async fn tries(ex: &mut Exchange, view: &Arc<View>, wants: &Wants<'_>, position:
         let until = retry.per_try_timeout().map_or(ex.cx.deadline, |limit| ex.cx.deadline.min(begun + limit));
         let span = if ex.cx.trace.sampled { super::seed() | 1 } else { ex.cx.trace.span };
         let mut flight = Flight { place, endpoint, begun, until, span };
-        let sent = match hedge.filter(|_| replay.is_some() || !has_body) {
-            None => send(ex, wants, &target.upstream, &flight.endpoint, until, span).await,
-            Some(hedge) => {
-                let (replay, tried) = (replay.as_ref(), &mut tried);
-                let race = hedge::Race { view, position, wants, hedge, priority, hash, replay, tried };
-                let (won, sent) = Box::pin(hedge::race(ex, race, flight)).await;
-                flight = won;
-                sent
-            }
+        let sent = if service.hedges && wants.upgrade.is_none() && (replay.is_some() || !has_body) {
+            let (replay, tried) = (replay.as_ref(), &mut tried);
+            let race = hedge::Race { view, position, wants, idempotent, priority, hash, replay, tried };
+            let (won, sent) = Box::pin(hedge::race(ex, race, flight)).await;
+            flight = won;
+            sent
+        } else {
+            send(ex, wants, &target.upstream, &flight.endpoint, until, span).await
         };
         let tries = ex.tally.attempts;
         let ended = now();

@@ -29,7 +29,8 @@ pub struct Race<'a> {
     pub view: &'a Arc<View>,
     pub position: usize,
     pub wants: &'a Wants<'a>,
-    pub hedge: Hedge,
+    /// Whether its method is.
+    pub idempotent: bool,
     pub priority: Priority,
     pub hash: Option<u64>,
     /// The request's body, if it has one.
@@ -76,8 +77,10 @@ pub async fn race(ex: &mut Exchange, race: Race<'_>, first: Flight) -> (Flight, 
     };
     let mut attempts = ex.tally.attempts;
     let mut over: SmallVec<[Try; 2]> = SmallVec::new();
-    let mut timer = wheel::deadline(first.begun + race.hedge.after);
-    let mut left = race.hedge.max;
+    // No hedge for this method: it is one try like any other.
+    let hedge = retry.hedge(race.idempotent).unwrap_or(Hedge { after: Duration::MAX, max: 0 });
+    let mut timer = wheel::deadline(first.begun + hedge.after);
+    let mut left = hedge.max;
     let sending = asked.launch(told(attempts, &first), body, first.endpoint.clone(), first.until, true);
     let mut runners: SmallVec<[Runner<'_>; 2]> = SmallVec::new();
     runners.push(Runner { flight: first, sending });
@@ -110,7 +113,7 @@ pub async fn race(ex: &mut Exchange, race: Race<'_>, first: Flight) -> (Flight, 
             }
             Event::Due => {
                 let at = now();
-                timer = wheel::deadline(at + race.hedge.after);
+                timer = wheel::deadline(at + hedge.after);
                 // While the body still arrives only one can read it.
                 if race.replay.is_some_and(|replay| !replay.complete()) {
                     continue;

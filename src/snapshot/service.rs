@@ -130,6 +130,7 @@ impl Service {
             balance: self.balance.clone(),
             gates: self.gates.clone(),
             retry: self.retry.clone(),
+            hedges: self.hedges,
             affinities: self.affinities.clone(),
             subset: Some(subset.clone()),
             answers: self.answers,
