@@ -196,7 +196,8 @@ impl Flight {
 pub(super) struct Tried {
     /// Those it was sent to.
     pub once: SmallVec<[u64; 4]>,
-    /// Those, and others of the same zones, where another zone is preferred. Boxed: every request would move it.
+    /// Those, and others of the same zones, where another zone is preferred.
+    #[expect(clippy::box_collection, reason = "every request moves it, and hardly one has any")]
     zones: Option<Box<Vec<u64>>>,
 }
 

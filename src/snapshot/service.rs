@@ -134,7 +134,6 @@ impl Service {
             affinities: self.affinities.clone(),
             subset: Some(subset.clone()),
             answers: self.answers,
-            hedges: self.hedges,
         }
     }
 

@@ -40,7 +40,7 @@ fn an_ill_endpoint_gets_next_to_nothing_and_comes_back() {
             };
             let bad = all_ill || one_ill && at == 0;
             ill += usize::from(one_ill && at == 0);
-            if at == 0 && second >= 180 && second < 300 {
+            if at == 0 && (180..300).contains(&second) {
                 back.get_or_insert(second);
             }
             let outcome =
