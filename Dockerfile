@@ -14,12 +14,9 @@ COPY benches benches
 COPY examples examples
 # Cargo wants every target that its manifest names.
 COPY tests tests
-# Static glibc: name look-ups are done by hickory, so nothing is left that wants a shared library.
-# Naming the target keeps the flag away from build scripts and procedural macros.
-# Relocations are packed: a megabyte less.
-ENV RUSTFLAGS="-C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs"
+# Static, with the flags that the image's test uses. Naming the target keeps them away from build scripts and macros.
 RUN target=$(rustc -vV | sed -n 's/^host: //p') \
- && cargo build --release --locked --bin onehop --target "$target" \
+ && RUSTFLAGS="$(tests/real/image.sh --flags)" cargo build --release --locked --bin onehop --target "$target" \
  && install -D -m 0755 "target/$target/release/onehop" /out/onehop \
  && strip /out/onehop \
  && mkdir -p /out/run
