@@ -20,7 +20,17 @@ const MOST: u64 = 32 << 20;
 /// What was compiled, and the files it came from.
 pub struct Compiled<T> {
     pub made: T,
-    pub files: Vec<PathBuf>,
+    files: Vec<PathBuf>,
+    /// As they were when they had been read: a change that comes before the first look is one, too.
+    versions: Vec<Version>,
+}
+
+impl<T> Compiled<T> {
+    /// Right after the files were read.
+    pub fn new(made: T, files: Vec<PathBuf>) -> Self {
+        let versions = versions(&files);
+        Self { made, files, versions }
+    }
 }
 
 /// Compiles anew; the error is a sentence for the log.
@@ -81,6 +91,10 @@ fn version(path: &Path) -> Version {
     Some((meta.ino(), meta.len(), meta.modified().ok()))
 }
 
+fn versions(files: &[PathBuf]) -> Vec<Version> {
+    files.iter().map(|file| version(file)).collect()
+}
+
 async fn follow<T: Send + Sync + 'static>(watched: Weak<Watched<T>>, route: String, compile: Compile<T>) {
     match watched.upgrade() {
         Some(watched) if !watched.followed.swap(true, Relaxed) => {}
@@ -91,29 +105,25 @@ async fn follow<T: Send + Sync + 'static>(watched: Weak<Watched<T>>, route: Stri
         {
             let Some(watched) = watched.upgrade() else { return };
             let current = watched.load();
-            let versions: Vec<Version> = current.files.iter().map(|file| version(file)).collect();
-            let changed = seen.as_ref().is_some_and(|(of, old)| Arc::ptr_eq(of, &current) && *old != versions);
+            let now = versions(&current.files);
+            let before =
+                seen.as_ref().filter(|(of, _)| Arc::ptr_eq(of, &current)).map_or(&current.versions, |(_, v)| v);
             // A file that is not there is being replaced.
-            let current = if changed && versions.iter().all(Option::is_some) {
+            if *before != now && now.iter().all(Option::is_some) {
                 match compile() {
                     Ok(compiled) => {
                         tracing::info!(route, "the documents changed and are in force");
                         watched.reloads[0].inc();
-                        let compiled = Arc::new(compiled);
-                        watched.current.store(compiled.clone());
-                        compiled
+                        watched.current.store(Arc::new(compiled));
                     }
                     Err(why) => {
                         tracing::warn!(route, "the documents changed and are bad, the last good ones stay: {why}");
                         watched.reloads[1].inc();
-                        current
                     }
                 }
-            } else {
-                current
-            };
-            let versions = current.files.iter().map(|file| version(file)).collect();
-            seen = Some((current, versions));
+            }
+            // As it was before it was read: what was written meanwhile is found by the next look.
+            seen = Some((current, now));
         }
         tokio::time::sleep(LOOK).await;
     }

@@ -52,7 +52,7 @@ impl Document {
         let yaml = serde_saphyr::to_string(&root).map_err(|e| wrong(&e.to_string()))?;
         let hash = stable_hash(&[openapi.as_bytes(), json.as_bytes()]);
         let made = Self { openapi, json, yaml, bases, hash, title, version };
-        Ok(Compiled { made, files: vec![file.to_owned()] })
+        Ok(Compiled::new(made, vec![file.to_owned()]))
     }
 
     /// The document as JSON, for callers that reach the route at these origins.

@@ -90,7 +90,7 @@ impl Table {
         }
         bindings.sort_by(|a, b| a.template.exactness(&b.template));
         let status = pool.get_message_by_name("google.rpc.Status");
-        Ok(Compiled { made: Self { bindings, status }, files: vec![file.to_owned()] })
+        Ok(Compiled::new(Self { bindings, status }, vec![file.to_owned()]))
     }
 
     /// Looks a request up.

@@ -159,7 +159,7 @@ impl Rules {
         let mut files = std::mem::take(&mut *folder.files.lock().expect("no panic under the lock"));
         files.sort();
         files.dedup();
-        Ok(Compiled { made, files })
+        Ok(Compiled::new(made, files))
     }
 }
 
