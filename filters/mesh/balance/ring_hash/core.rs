@@ -22,8 +22,49 @@ pub struct Ring {
     pub load_factor: f64,
 }
 
+/// The points in order, and where each stretch of the ring begins among them: points are spread evenly, so a look-up is two
+/// steps, whatever their number.
+pub struct Table {
+    points: Box<[(u64, u32)]>,
+    /// By the upper bits of a point; one more than there are stretches.
+    starts: Box<[u32]>,
+    shift: u32,
+}
+
+impl Table {
+    /// Points per stretch.
+    const STRETCH: usize = 4;
+
+    fn new(loose: &[(u64, u32)]) -> Self {
+        let bits = (loose.len() / Self::STRETCH).next_power_of_two().ilog2().max(1);
+        let shift = u64::BITS - bits;
+        let stretch = |point: u64| usize::try_from(point >> shift).expect("at most 2^24 stretches");
+        let mut starts = vec![0u32; (1 << bits) + 1];
+        loose.iter().for_each(|(point, _)| starts[stretch(*point) + 1] += 1);
+        for i in 1..starts.len() {
+            starts[i] += starts[i - 1];
+        }
+        let mut next = starts.clone();
+        let mut points = vec![(0, 0); loose.len()];
+        for (point, owner) in loose {
+            let at = &mut next[stretch(*point)];
+            points[*at as usize] = (*point, *owner);
+            *at += 1;
+        }
+        starts.windows(2).for_each(|ends| points[ends[0] as usize..ends[1] as usize].sort_unstable());
+        Self { points: points.into(), starts: starts.into(), shift }
+    }
+
+    /// The first point not before `hash`; the number of points if there is none.
+    fn first(&self, hash: u64) -> usize {
+        let stretch = usize::try_from(hash >> self.shift).expect("at most 2^24 stretches");
+        let (from, to) = (self.starts[stretch] as usize, self.starts[stretch + 1] as usize);
+        from + self.points[from..to].partition_point(|(point, _)| *point < hash)
+    }
+}
+
 impl Policy for Ring {
-    type Table = Box<[(u64, u32)]>;
+    type Table = Table;
 
     fn prepare(&self, tier: &Tier) -> Self::Table {
         // The number of points follows from an endpoint's own weight and the heaviest one, not from the set's size: who
@@ -35,8 +76,7 @@ impl Policy for Ring {
             let points = (most * u64::from(e.weight.load(Relaxed)) / u64::from(heaviest)).max(1);
             ring.extend((0..points).map(|k| (mix(e.id ^ mix(k + 1)), i)));
         }
-        ring.sort_unstable();
-        ring.into()
+        Table::new(&ring)
     }
 
     fn choose(
@@ -50,10 +90,11 @@ impl Policy for Ring {
         // A request without the key goes anywhere, not to whoever owns the hash of nothing.
         let hash = cx.hash.unwrap_or_else(|| dice.roll());
         let bound = Bound::of(tier, self.load_factor, cx.now);
-        let start = ring.partition_point(|(point, _)| *point < hash);
+        let start = ring.first(hash);
+        let points = &ring.points;
         let mut loaded = None;
-        for step in 0..STEPS.min(ring.len()) {
-            let i = ring[(start + step) % ring.len()].1 as usize;
+        for step in 0..STEPS.min(points.len()) {
+            let i = points[(start + step) % points.len()].1 as usize;
             let e = &tier.endpoints[i];
             if fit(e) {
                 if bound.admits(e) {
@@ -64,5 +105,25 @@ impl Policy for Ring {
         }
         // Everybody near is over the bound: the owner after all.
         loaded
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_look_up_finds_what_a_search_of_all_points_finds() {
+        for n in [1usize, 2, 7, 100, 5000] {
+            let loose: Vec<(u64, u32)> = (0u32..).take(n).map(|i| (mix(u64::from(i)), i)).collect();
+            let table = Table::new(&loose);
+            let mut sorted = loose;
+            sorted.sort_unstable();
+            assert_eq!(*table.points, *sorted);
+            let near = sorted.iter().flat_map(|(p, _)| [p.wrapping_sub(1), *p, p.wrapping_add(1)]);
+            for hash in near.chain([0, u64::MAX]) {
+                assert_eq!(table.first(hash), sorted.partition_point(|(point, _)| *point < hash), "{hash}");
+            }
+        }
     }
 }
