@@ -55,6 +55,12 @@ impl Gauge {
     pub fn add(&self, n: i64) {
         self.0[worker::shard()].0.fetch_add(n, Relaxed);
     }
+    /// Adds one until what is returned is dropped, however that comes about.
+    #[must_use]
+    pub fn one_more(&self) -> OneMore<'_> {
+        self.add(1);
+        OneMore(self)
+    }
     /// Sets the value. Only for gauges that nobody adds to.
     pub fn set(&self, n: i64) {
         self.0[0].0.store(n, Relaxed);
@@ -63,6 +69,15 @@ impl Gauge {
     #[must_use]
     pub fn value(&self) -> i64 {
         self.0.iter().map(|c| c.0.load(Relaxed)).sum()
+    }
+}
+
+/// See [`Gauge::one_more`].
+pub struct OneMore<'a>(&'a Gauge);
+
+impl Drop for OneMore<'_> {
+    fn drop(&mut self) {
+        self.0.add(-1);
     }
 }
 

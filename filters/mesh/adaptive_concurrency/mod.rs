@@ -130,7 +130,7 @@ impl Gate for Adaptive {
                 self.limiter.full();
                 let patience = ticket.patience.unwrap_or(self.meaning.timeout);
                 Admit::Wait(Box::pin(async move {
-                    let _waiting = Waiting::new(&self.pending);
+                    let _waiting = self.pending.one_more();
                     match tokio::time::timeout(patience, ticket.called()).await {
                         Ok(Called::Place) => {
                             self.active.add(1);
@@ -178,21 +178,5 @@ fn tells(outcome: &TryOutcome<'_>) -> bool {
             !status.is_server_error() && status.as_u16() != 429 && outcome.grpc.is_none_or(|code| code == 0)
         }
         Err((reason, _)) => matches!(reason, Reason::TryTimeout | Reason::Deadline),
-    }
-}
-
-/// Counts a waiting try for as long as it waits, however it ends.
-struct Waiting<'a>(&'a Gauge);
-
-impl<'a> Waiting<'a> {
-    fn new(gauge: &'a Gauge) -> Self {
-        gauge.add(1);
-        Self(gauge)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.add(-1);
     }
 }

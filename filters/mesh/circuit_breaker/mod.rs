@@ -126,7 +126,7 @@ impl Caps {
                 Err(refusal(Reason::PendingOverflow))
             }
             Asked::Wait(ticket) => Ok(Some(Box::pin(async move {
-                let _waiting = Waiting::new(&self.pending);
+                let _waiting = self.pending.one_more();
                 match tokio::time::timeout(self.timeout, ticket.called()).await {
                     Ok(Called::Place) => {
                         self.active.add(1);
@@ -280,21 +280,5 @@ impl Breaker {
                 Admit::No(fault)
             }
         }
-    }
-}
-
-/// Counts a waiting try for as long as it waits, however it ends.
-struct Waiting<'a>(&'a Gauge);
-
-impl<'a> Waiting<'a> {
-    fn new(gauge: &'a Gauge) -> Self {
-        gauge.add(1);
-        Self(gauge)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.add(-1);
     }
 }
